@@ -46,9 +46,9 @@ struct AtomicLimits {
     }
 };
 
-// The rule for one untorn write, in mainline's order (F14): EOPNOTSUPP without support; EINVAL for a
-// length outside the limits, not a power of two, an offset that isn't a multiple of the length, or a
-// crossed boundary.
+// The rule for one untorn write, in mainline's order (F14): EOPNOTSUPP without support; EINVAL for
+// a length outside the limits, not a power of two, an offset that isn't a multiple of the length,
+// or a crossed boundary.
 Result<> check_atomic_limits(const AtomicLimits& limits, ByteOffset offset, Bytes length);
 
 class Device {

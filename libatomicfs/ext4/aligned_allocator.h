@@ -1,0 +1,84 @@
+// Power-of-two aligned allocation (RFC patches 2 and 3; the kernel's CR_POWER2_ALIGNED).
+//
+// Alignment equals length: a run of 2^order blocks starts at a multiple of 2^order, absolute from
+// the start of the device. Groups are not aligned that way (with 1 KiB blocks the first group starts
+// at block 1, which is what John Garry's WARN in the RFC thread was about), so the allocator looks
+// at *zones*: zone z is the blocks [z·Z, (z+1)·Z), Z = 8 × block size, whatever groups they lie in.
+// Every aligned run of up to Z blocks lies in one zone.
+//
+// State is lazy: a zone starts with an upper bound from the descriptors' free counts, and its largest
+// aligned order is computed when it is first asked. A request that fails has read every zone that
+// could have served it; then ENOSPC is certain, and nothing has changed.
+//
+// Reserved runs (inode_prealloc.h) exist in memory only and hide from everybody else's requests.
+//
+// Root's share (s_r_blocks_count) is for root, s_def_resuid and s_def_resgid.
+#pragma once
+
+#include <ext2fs/ext2fs.h>
+
+#include <map>
+#include <vector>
+
+#include "ext4/group_bitmaps.h"
+#include "ext4/zone_index.h"
+
+namespace atomic4 {
+
+struct PblkRun {
+    Pblk start;
+    Blocks length;
+    bool operator==(const PblkRun&) const = default;
+};
+
+class AlignedAllocator {
+  public:
+    AlignedAllocator(ext2_filsys fs, GroupBitmaps& bitmaps, bool may_use_reserved);
+
+    // One run of 2^order blocks aligned to its length, near goal. ENOSPC: there is none.
+    Result<PblkRun> allocate(int order, Pblk goal);
+    // One free block from where it spoils the least aligned space; not marked.
+    Result<Pblk> choose_block(Pblk goal);
+    // count runs of 2^order blocks, each aligned, merged where they touch; all or nothing.
+    Result<std::vector<PblkRun>> allocate_units(int order, uint64_t count, Pblk goal);
+    Result<> free(PblkRun run);
+
+    // Keeps a run from everybody else without marking it in use.
+    Result<PblkRun> reserve(int order, Pblk goal);
+    // Marks part of a reserved run as in use.
+    Result<> take_reserved(PblkRun part);
+    void release_reserved(PblkRun run);
+    void release_all_reserved();
+
+    // libext2fs changed a block itself.
+    void block_changed(Pblk block) { forget_zone(zone_of(block)); }
+    // After an aborted operation: what was learnt of these groups is void.
+    void groups_changed(const std::vector<uint32_t>& groups);
+
+    int max_order() const { return max_order_; }
+    Blocks zone_size() const { return Blocks(uint64_t{1} << max_order_); }
+    uint32_t zone_of(Pblk block) const {
+        return static_cast<uint32_t>(block.value() >> max_order_);
+    }
+    // Free blocks this user may have.
+    uint64_t available() const;
+
+  private:
+    using Words = std::vector<uint64_t>;  // a zone's blocks, bit set = free
+    Result<Words> free_words(uint32_t zone);
+    Result<std::optional<Pblk>> find_in_zone(uint32_t zone, int order, Pblk goal);
+    Result<Pblk> find(int order, Pblk goal, bool tight);
+    Result<> mark(PblkRun run, bool used);
+    Result<> check_share(uint64_t blocks) const;
+    void forget_zone(uint32_t zone);
+    uint64_t free_bound(uint32_t zone) const;
+
+    ext2_filsys fs_;
+    GroupBitmaps& bitmaps_;
+    bool may_use_reserved_;
+    int max_order_;
+    ZoneIndex index_;
+    std::map<Pblk, Blocks> reserved_;
+};
+
+}  // namespace atomic4

@@ -1,0 +1,235 @@
+#include "ext4/atomic_file.h"
+
+#include <bit>
+#include <charconv>
+#include <cstring>
+#include <ctime>
+
+#include "base/random.h"
+#include "ext4/errcode.h"
+#include "ext4/format.h"
+#include "ext4/path.h"
+#include "ext4/transaction.h"
+#include "ext4/xattr.h"
+
+namespace atomic4 {
+
+namespace {
+
+std::optional<Bytes> parse_unit(const std::optional<std::string>& text) {
+    if (!text) return std::nullopt;
+    uint64_t value = 0;
+    const char* end = text->data() + text->size();
+    const auto [rest, error] = std::from_chars(text->data(), end, value);
+    if (error != std::errc{} || rest != end || !is_power_of_two(value) || value > kUnitMax)
+        return Bytes(0);  // there, but not a unit: the check reports it
+    return Bytes(value);
+}
+
+// A whole on-disk inode, as big as this volume's are.
+class FullInode {
+  public:
+    explicit FullInode(ext2_filsys fs) : bytes_(EXT2_INODE_SIZE(fs->super)) {}
+    ext2_inode* core() { return reinterpret_cast<ext2_inode*>(bytes_.data()); }
+    ext2_inode_large* large() { return reinterpret_cast<ext2_inode_large*>(bytes_.data()); }
+    int size() const { return static_cast<int>(bytes_.size()); }
+
+  private:
+    std::vector<std::byte> bytes_;
+};
+
+void fill_new_inode(ext2_filsys fs, FullInode& full, uint16_t mode, uint32_t uid, uint32_t gid) {
+    ext2_inode& inode = *full.core();
+    const auto now = static_cast<uint32_t>(fs->now ? fs->now : time(nullptr));
+    inode.i_mode = mode;
+    inode.i_uid = static_cast<uint16_t>(uid);
+    ext2fs_set_i_uid_high(inode, static_cast<uint16_t>(uid >> 16));
+    inode.i_gid = static_cast<uint16_t>(gid);
+    ext2fs_set_i_gid_high(inode, static_cast<uint16_t>(gid >> 16));
+    inode.i_atime = inode.i_ctime = inode.i_mtime = now;
+    inode.i_flags = EXT4_EXTENTS_FL;
+    inode.i_generation = random_nonzero_u32();
+    if (full.size() > EXT2_GOOD_OLD_INODE_SIZE) {
+        full.large()->i_extra_isize = static_cast<uint16_t>(std::max<uint32_t>(
+            fs->super->s_want_extra_isize, sizeof(ext2_inode_large) - EXT2_GOOD_OLD_INODE_SIZE));
+        full.large()->i_crtime = now;
+    }
+}
+
+}  // namespace
+
+Result<> check_unit(const Volume& volume, Bytes unit) {
+    if (!is_power_of_two(unit.value()) || unit < volume.block_size() || unit.value() > kUnitMax) {
+        return fail(EINVAL, "unit {}: want a power of two from {} (the block size) to {}", unit,
+                    volume.block_size(), kUnitMax);
+    }
+    return {};
+}
+
+Result<FileState> read_file(Volume& volume, ext2_ino_t number, std::optional<uint32_t> generation) {
+    FileState state;
+    state.number = number;
+    const std::string what = fmt::format("inode {}", number);
+    if (number == 0 || number > volume.fs()->super->s_inodes_count)
+        return fail(ESTALE, "{}: there is no such inode", what);
+    A4_CHECK(check_errcode(ext2fs_read_inode(volume.fs(), number, &state.inode), what));
+    if (state.inode.i_links_count == 0) return fail(ESTALE, "{}: the file is gone", what);
+    state.generation = state.inode.i_generation;
+    if (generation && *generation != state.generation) {
+        return fail(ESTALE, "{}: the file is gone (generation {} now, {} then)", what,
+                    state.generation, *generation);
+    }
+    state.size = Bytes(EXT2_I_SIZE(&state.inode));
+    state.atomic = (state.inode.i_flags & kInodeFlagAtomic) != 0;
+    // A fast path for the many files without xattrs isn't worth a second way to read them.
+    state.unit = parse_unit(A4_TRY(read_xattr(volume.fs(), number, kUnitXattr)));
+    return state;
+}
+
+Result<StagedFile> stage_file(Volume& volume, ext2_ino_t parent, const NewFile& file, bool atomic) {
+    ext2_filsys fs = volume.fs();
+    const uint64_t block_size = fs->blocksize;
+    StagedFile staged;
+    staged.number = A4_TRY(volume.inodes().allocate(parent, false));
+    FullInode full(fs);
+    fill_new_inode(fs, full, static_cast<uint16_t>(LINUX_S_IFREG | (file.mode & 07777)), file.uid,
+                   file.gid);
+    ext2_inode* inode = full.core();
+    staged.generation = inode->i_generation;
+    if (atomic) inode->i_flags |= kInodeFlagAtomic;
+    inode->i_links_count = 1;
+    A4_CHECK(check_errcode(
+        ext2fs_inode_size_set(fs, inode, static_cast<ext2_off64_t>(file.size.value())),
+        "file size"));
+    A4_CHECK(
+        check_errcode(ext2fs_write_inode_full(fs, staged.number, inode, full.size()), "inode"));
+
+    const uint64_t unit_blocks = file.unit.value() / block_size;
+    const uint64_t units = (file.size.value() + file.unit.value() - 1) / file.unit.value();
+    if (units * unit_blocks > 0xffffffff)
+        return fail(EFBIG, "a file has at most {} blocks", 0xffffffffu);
+    const dgrp_t group = ext2fs_group_of_ino(fs, staged.number);
+    const Pblk goal(ext2fs_group_first_block2(fs, group));
+    staged.runs =
+        A4_TRY(volume.allocator().allocate_units(std::countr_zero(unit_blocks), units, goal));
+    const Blocks written((file.size.value() + block_size - 1) / block_size);
+    A4_CHECK(map_empty_file(volume, staged.number, inode, staged.runs, written));
+    A4_CHECK(check_errcode(ext2fs_iblk_add_blocks(fs, inode, units * unit_blocks), "block count"));
+    A4_CHECK(check_errcode(ext2fs_write_inode(fs, staged.number, inode), "inode"));
+    if (atomic) {
+        A4_CHECK(write_xattr(fs, staged.number, kUnitXattr, fmt::format("{}", file.unit)));
+    }
+    return staged;
+}
+
+Result<StagedFile> stage_directory(Volume& volume, ext2_ino_t parent, const std::string& name,
+                                   uint16_t mode) {
+    ext2_filsys fs = volume.fs();
+    StagedFile staged;
+    staged.number = A4_TRY(volume.inodes().allocate(parent, true));
+    FullInode full(fs);
+    fill_new_inode(fs, full, static_cast<uint16_t>(LINUX_S_IFDIR | (mode & 07777)), 0, 0);
+    ext2_inode* inode = full.core();
+    staged.generation = inode->i_generation;
+    inode->i_links_count = 2;
+    inode->i_size = fs->blocksize;
+    // The block's checksum covers the inode's generation, so the inode is written first.
+    A4_CHECK(
+        check_errcode(ext2fs_write_inode_full(fs, staged.number, inode, full.size()), "inode"));
+    const Pblk goal(ext2fs_group_first_block2(fs, ext2fs_group_of_ino(fs, staged.number)));
+    const PblkRun run = A4_TRY(volume.allocator().allocate(0, goal));
+    char* block = nullptr;
+    A4_CHECK(check_errcode(ext2fs_new_dir_block(fs, staged.number, parent, &block), "directory"));
+    const errcode_t code = ext2fs_write_dir_block4(fs, run.start.value(), block, 0, staged.number);
+    ext2fs_free_mem(&block);
+    A4_CHECK(check_errcode(code, "directory"));
+    A4_CHECK(map_empty_file(volume, staged.number, inode, std::span(&run, 1), Blocks(1)));
+    A4_CHECK(check_errcode(ext2fs_iblk_add_blocks(fs, inode, 1), "block count"));
+    A4_CHECK(check_errcode(ext2fs_write_inode(fs, staged.number, inode), "inode"));
+    A4_CHECK(link_name(volume, {parent, name}, staged.number, EXT2_FT_DIR));
+    ext2_inode parent_inode{};
+    A4_CHECK(check_errcode(ext2fs_read_inode(fs, parent, &parent_inode), "directory"));
+    ++parent_inode.i_links_count;
+    A4_CHECK(check_errcode(ext2fs_write_inode(fs, parent, &parent_inode), "directory"));
+    return staged;
+}
+
+Result<> stage_delete(Volume& volume, ext2_ino_t number) {
+    ext2_filsys fs = volume.fs();
+    ext2_inode inode{};
+    const std::string what = fmt::format("inode {}", number);
+    A4_CHECK(check_errcode(ext2fs_read_inode(fs, number, &inode), what));
+    const bool directory = LINUX_S_ISDIR(inode.i_mode);
+    if ((inode.i_flags & EXT4_EXTENTS_FL) == 0)
+        return fail(EOPNOTSUPP, "{}: not extent-mapped", what);
+    A4_CHECK(check_errcode(ext2fs_free_ext_attr(fs, number, nullptr), what));
+    A4_CHECK(check_errcode(ext2fs_read_inode(fs, number, &inode), what));
+    for (const Pblk block : A4_TRY(tree_blocks(volume, number, inode)))
+        A4_CHECK(volume.allocator().free({block, Blocks(1)}));
+    for (const Mapping& mapping :
+         A4_TRY(map_range(volume, number, inode, Lblk(0), Blocks(uint64_t{1} << 32)))) {
+        if (mapping.state != MapState::Hole)
+            A4_CHECK(volume.allocator().free({mapping.pblk, mapping.length}));
+    }
+    // As the kernel leaves a deleted inode: no links, a time of deletion, no mapping.
+    inode.i_links_count = 0;
+    inode.i_dtime = static_cast<uint32_t>(time(nullptr));
+    inode.i_flags = EXT4_EXTENTS_FL;
+    std::memset(inode.i_block, 0, sizeof inode.i_block);
+    inode.i_blocks = 0;
+    A4_CHECK(check_errcode(ext2fs_inode_size_set(fs, &inode, 0), what));
+    A4_CHECK(check_errcode(ext2fs_write_inode(fs, number, &inode), what));
+    return volume.inodes().free(number, directory);
+}
+
+Result<ext2_ino_t> create_atomic_file(Volume& volume, const std::string& path,
+                                      const NewFile& file) {
+    A4_CHECK(check_unit(volume, file.unit));
+    const NewName where = A4_TRY(lookup_new(volume, path));
+    Transaction transaction(volume);
+    const StagedFile staged = A4_TRY(stage_file(volume, where.directory, file, true).context(path));
+    A4_CHECK(link_name(volume, where, staged.number, EXT2_FT_REG_FILE));
+    // The blocks are ours to zero: free by their bitmaps, which no one else can change.
+    for (const PblkRun& run : staged.runs) {
+        A4_CHECK(volume.device()
+                     .zero(ByteOffset(run.start.value() * volume.block_size().value()),
+                           Bytes(run.length.value() * volume.block_size().value()))
+                     .context(fmt::format("{}: zeroing", path)));
+    }
+    A4_CHECK(transaction.commit().context(path));
+    return staged.number;
+}
+
+Result<> release_file(Volume& volume, ext2_ino_t number) {
+    Transaction transaction(volume);
+    ext2_filsys fs = volume.fs();
+    A4_CHECK(write_xattr(fs, number, kUnitXattr, std::nullopt));
+    ext2_inode inode{};
+    const std::string what = fmt::format("inode {}", number);
+    A4_CHECK(check_errcode(ext2fs_read_inode(fs, number, &inode), what));
+    inode.i_flags &= ~kInodeFlagAtomic;
+    inode.i_ctime = static_cast<uint32_t>(time(nullptr));
+    A4_CHECK(check_errcode(ext2fs_write_inode(fs, number, &inode), what));
+    return transaction.commit();
+}
+
+Result<std::vector<ext2_ino_t>> find_atomic_inodes(Volume& volume) {
+    constexpr int kBufferBlocks = 128;
+    ext2_inode_scan scan = nullptr;
+    A4_CHECK(
+        check_errcode(ext2fs_open_inode_scan(volume.fs(), kBufferBlocks, &scan), "inode scan"));
+    std::vector<ext2_ino_t> found;
+    ext2_ino_t number = 0;
+    ext2_inode inode{};
+    errcode_t code = 0;
+    while ((code = ext2fs_get_next_inode(scan, &number, &inode)) == 0 && number != 0) {
+        if (inode.i_links_count != 0 && LINUX_S_ISREG(inode.i_mode) &&
+            (inode.i_flags & kInodeFlagAtomic) != 0)
+            found.push_back(number);
+    }
+    ext2fs_close_inode_scan(scan);
+    A4_CHECK(check_errcode(code, fmt::format("inode {}", number)));
+    return found;
+}
+
+}  // namespace atomic4

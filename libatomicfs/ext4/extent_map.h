@@ -1,0 +1,47 @@
+// Where a file's blocks are, and changing it.
+//
+// Reading works for extent-mapped and indirect files; changing only for extent-mapped ones. Every
+// mapping read from disk is proved to lie inside the volume and in ascending order; anything else
+// is EUCLEAN.
+//
+// Changes belong to a Transaction. They update the inode passed in and write it (staged); the
+// caller sets sizes and times and writes it again.
+#pragma once
+
+#include <functional>
+#include <span>
+#include <vector>
+
+#include "ext4/volume.h"
+
+namespace atomic4 {
+
+enum class MapState { Hole, Unwritten, Written };
+
+struct Mapping {
+    Lblk lblk;
+    Blocks length;
+    Pblk pblk;  // 0 for a hole
+    MapState state = MapState::Hole;
+    bool operator==(const Mapping&) const = default;
+    Lblk end() const { return lblk + length; }
+};
+
+// The mappings of [first, first + count), holes included, in order; neighbours that continue each
+// other are one.
+Result<std::vector<Mapping>> map_range(Volume& volume, ext2_ino_t number, ext2_inode inode,
+                                       Lblk first, Blocks count);
+
+// Maps [lblk, lblk + run.length) to the run, replacing what was there; small ranges (a few MiB).
+Result<> set_mapping(Volume& volume, ext2_ino_t number, ext2_inode* inode, Lblk lblk, PblkRun run,
+                     MapState state);
+
+// Maps an empty file to the runs, from logical block 0 on: written up to written_blocks, unwritten
+// beyond. Extents are as long as the format allows.
+Result<> map_empty_file(Volume& volume, ext2_ino_t number, ext2_inode* inode,
+                        std::span<const PblkRun> runs, Blocks written_blocks);
+
+// The tree's own blocks (index and leaf nodes), for those who free or protect them.
+Result<std::vector<Pblk>> tree_blocks(Volume& volume, ext2_ino_t number, ext2_inode inode);
+
+}  // namespace atomic4

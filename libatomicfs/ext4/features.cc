@@ -1,0 +1,80 @@
+#include "ext4/features.h"
+
+#include "ext4/format.h"
+
+namespace atomic4 {
+
+namespace {
+
+struct Refusal {
+    uint32_t bit;
+    const char* name;
+    const char* advice;
+};
+
+constexpr const char* kNotYet = "atomic4 does not support it";
+
+constexpr Refusal kRefusedCompat[] = {
+    {EXT2_FEATURE_COMPAT_IMAGIC_INODES, "imagic_inodes", kNotYet},
+};
+
+constexpr Refusal kRefusedIncompat[] = {
+    {EXT2_FEATURE_INCOMPAT_COMPRESSION, "compression", kNotYet},
+    {EXT3_FEATURE_INCOMPAT_JOURNAL_DEV, "journal_dev",
+     "this is an external journal, not a filesystem"},
+    {EXT4_FEATURE_INCOMPAT_MMP, "mmp", "clear it with tune2fs -O ^mmp"},
+    {EXT4_FEATURE_INCOMPAT_DIRDATA, "dirdata", kNotYet},
+    {EXT4_FEATURE_INCOMPAT_INLINE_DATA, "inline_data", kNotYet},
+    {EXT4_FEATURE_INCOMPAT_CASEFOLD, "casefold", kNotYet},
+};
+
+constexpr Refusal kRefusedRoCompat[] = {
+    {EXT4_FEATURE_RO_COMPAT_BIGALLOC, "bigalloc", kNotYet},
+    {EXT4_FEATURE_RO_COMPAT_QUOTA, "quota",
+     "its usage files could not be kept right: clear it with tune2fs -O ^quota"},
+    {EXT4_FEATURE_RO_COMPAT_READONLY, "read-only", "clear it with tune2fs -O ^read-only"},
+    {EXT4_FEATURE_RO_COMPAT_SHARED_BLOCKS, "shared_blocks",
+     "files share blocks there: clear it with e2fsck -E unshare_blocks"},
+};
+
+constexpr uint32_t kKnownCompat = EXT2_LIB_FEATURE_COMPAT_SUPP | kFeatureCompatAtomic4;
+constexpr uint32_t kKnownIncompat = EXT2_LIB_FEATURE_INCOMPAT_SUPP | kFeatureIncompatNeedsReplay;
+constexpr uint32_t kKnownRoCompat = EXT2_LIB_FEATURE_RO_COMPAT_SUPP;
+
+template <size_t N>
+Result<> refuse(const char* word, uint32_t features, uint32_t known, const Refusal (&table)[N]) {
+    for (const Refusal& refusal : table) {
+        if ((features & refusal.bit) != 0)
+            return fail(EOPNOTSUPP, "the volume has the feature {}: {}", refusal.name,
+                        refusal.advice);
+    }
+    if ((features & ~known) != 0)
+        return fail(EOPNOTSUPP,
+                    "the volume has unknown {} features 0x{:x}: use a newer atomic4 and e2fsprogs",
+                    word, features & ~known);
+    return {};
+}
+
+}  // namespace
+
+Result<> check_features(const ext2_super_block& super) {
+    A4_CHECK(refuse("compat", super.s_feature_compat, kKnownCompat, kRefusedCompat));
+    A4_CHECK(refuse("incompat", super.s_feature_incompat, kKnownIncompat, kRefusedIncompat));
+    A4_CHECK(refuse("ro_compat", super.s_feature_ro_compat, kKnownRoCompat, kRefusedRoCompat));
+    if ((super.s_feature_incompat & EXT3_FEATURE_INCOMPAT_EXTENTS) == 0) {
+        return fail(EOPNOTSUPP,
+                    "the volume is not an ext4 with extents (the feature extent is off): turn it "
+                    "on with tune2fs -O extent");
+    }
+    if ((super.s_feature_compat & EXT3_FEATURE_COMPAT_HAS_JOURNAL) != 0 &&
+        super.s_journal_inum == 0)
+        return fail(EOPNOTSUPP, "the volume keeps its journal on another device: {}", kNotYet);
+    if (EXT2_BLOCK_SIZE(&super) > 4096)
+        return fail(EOPNOTSUPP,
+                    "the volume has {}-byte blocks: atomic4 supports 1024, 2048 and "
+                    "4096",
+                    EXT2_BLOCK_SIZE(&super));
+    return {};
+}
+
+}  // namespace atomic4

@@ -1,0 +1,17 @@
+// Which ext4 volumes atomic4 works on: one table, one function.
+//
+// Unknown features are refused, never guessed (FORMAT.md). Each refusal names the feature and says
+// what to do. Our own two bits are known.
+#pragma once
+
+#include <ext2fs/ext2fs.h>
+
+#include "base/result.h"
+
+namespace atomic4 {
+
+// EOPNOTSUPP for a feature that atomic4 does not support; the state of the journal and of the
+// checks is not looked at here (see volume.h).
+Result<> check_features(const ext2_super_block& super);
+
+}  // namespace atomic4

@@ -1,0 +1,100 @@
+// The allocation bitmaps and group descriptors of an open volume, one group at a time.
+//
+// Bitmaps are read when first asked for, proved against their checksum and against the
+// descriptor's free count (a bitmap that disagrees is never allocated from: EUCLEAN), and kept in a
+// small LRU; an uninitialised group costs no I/O, its bitmap is computed (F18). Changed ones stay
+// in memory until the operation commits.
+//
+// Changes belong to an operation (begin … commit or abort); abort() restores bitmaps and
+// descriptors as they were. Only ext4/transaction.h calls those.
+//
+// Every change flips every bit it names: marking a used block used, or a free one free, is
+// EUCLEAN and changes nothing.
+#pragma once
+
+#include <ext2fs/ext2fs.h>
+
+#include <array>
+#include <list>
+#include <map>
+#include <memory>
+#include <set>
+#include <span>
+#include <unordered_map>
+#include <vector>
+
+#include "base/units.h"
+#include "device/device.h"
+
+namespace atomic4 {
+
+// Which group descriptors an operation changed, with copies of how they were.
+class GroupDescriptors {
+  public:
+    explicit GroupDescriptors(ext2_filsys fs) : fs_(fs) {}
+
+    // To be called before a group's descriptor changes.
+    void touch(uint32_t group);
+    // libext2fs reports a change after making it: touch() with the free count as it was.
+    void touch_after_block_change(uint32_t group, int inuse);
+
+    const std::set<uint32_t>& dirty() const { return dirty_; }
+    void begin();
+    void abort();
+    void committed() { dirty_.clear(); }
+
+  private:
+    std::vector<std::byte> copy_of(uint32_t group) const;
+    ext2_filsys fs_;
+    std::set<uint32_t> dirty_;
+    std::map<uint32_t, std::vector<std::byte>> before_;
+};
+
+class GroupBitmaps {
+  public:
+    enum class Kind { Block, Inode };
+    using Bits = std::vector<uint8_t>;  // one filesystem block; bit set = in use
+
+    GroupBitmaps(ext2_filsys fs, Device& device, GroupDescriptors& descriptors, Kind kind);
+
+    Result<std::shared_ptr<const Bits>> get(uint32_t group);
+    // Flips count bits from first to used (or free). Block kind: adjusts the free counts too unless
+    // libext2fs has done so (count_free false).
+    Result<> set(uint32_t group, uint32_t first, uint32_t count, bool used, bool count_free = true);
+
+    // Gives an uninitialised group its computed bitmap.
+    Result<> initialise(uint32_t group);
+
+    void begin();
+    void abort();
+    // The changed bitmaps, with their checksums set in the descriptors: block number → contents.
+    Result<std::map<uint64_t, std::shared_ptr<const Bits>>> prepare();
+    // The changed bitmaps as they were, for undoing a commit that failed half-way.
+    std::map<uint64_t, std::shared_ptr<const Bits>> before() const;
+    void committed();
+
+    uint32_t bits_in(uint32_t group) const;
+
+  private:
+    struct Entry {
+        std::shared_ptr<Bits> bits;
+        std::list<uint32_t>::iterator age;
+    };
+    Result<std::shared_ptr<Bits>> load(uint32_t group);
+    Bits computed(uint32_t group) const;
+    bool uninitialised(uint32_t group) const;
+    uint64_t location(uint32_t group) const;
+    Result<> verify(uint32_t group, const Bits& bits) const;
+    void trim();
+
+    ext2_filsys fs_;
+    Device& device_;
+    GroupDescriptors& descriptors_;
+    Kind kind_;
+    std::unordered_map<uint32_t, Entry> cache_;
+    std::list<uint32_t> by_age_;  // clean and dirty, oldest first
+    std::map<uint32_t, std::shared_ptr<Bits>> before_;  // as the operation found them
+    std::set<uint32_t> dirty_;
+};
+
+}  // namespace atomic4

@@ -1,0 +1,30 @@
+// Names inside an open volume.
+#pragma once
+
+#include <map>
+#include <set>
+#include <string>
+
+#include "ext4/volume.h"
+
+namespace atomic4 {
+
+// Follows symbolic links inside the volume. ENOENT, ENOTDIR, ELOOP with the path.
+Result<ext2_ino_t> lookup(Volume& volume, const std::string& path);
+
+struct NewName {
+    ext2_ino_t directory = 0;
+    std::string name;
+};
+// The directory and name that a path would create: EEXIST if it is there already, ENOENT if the
+// directory isn't, EINVAL for "", "/", "." and "..", ENAMETOOLONG.
+Result<NewName> lookup_new(Volume& volume, const std::string& path);
+
+// Adds a directory entry and sets the directory's times; the operation is the caller's.
+Result<> link_name(Volume& volume, const NewName& where, ext2_ino_t inode, int file_type);
+Result<> unlink_name(Volume& volume, const NewName& where, ext2_ino_t inode);
+
+// One path for each of these inodes, as far as they have one, by walking the tree.
+Result<std::map<ext2_ino_t, std::string>> paths_of(Volume& volume, std::set<ext2_ino_t> inodes);
+
+}  // namespace atomic4

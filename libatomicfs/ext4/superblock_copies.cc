@@ -1,0 +1,84 @@
+#include "ext4/superblock_copies.h"
+
+#include <cstring>
+#include <ctime>
+
+#include "ext4/errcode.h"
+#include "ext4/format.h"
+
+namespace atomic4 {
+
+namespace {
+
+// libext2fs keeps the superblock in host order; the copies are written as they stand in memory.
+static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "atomic4 needs a little-endian host");
+
+constexpr uint64_t kPrimaryOffset = 1024;
+constexpr uint64_t kSuperSize = 1024;
+// A superblock that is half new fails its checksum and nothing mounts (F18); the 4 KiB around it
+// are what devices write whole.
+constexpr uint64_t kPrimaryWrite = 4096;
+
+static_assert(sizeof(ext2_super_block) == kSuperSize);
+
+// The byte offset of group's superblock copy, if it has one.
+Result<std::vector<uint32_t>> backup_groups(ext2_filsys fs) {
+    std::vector<uint32_t> groups;
+    for (dgrp_t group = 1; group < fs->group_desc_count; ++group) {
+        if (ext2fs_bg_has_super(fs, group)) groups.push_back(group);
+    }
+    return groups;
+}
+
+ByteOffset copy_offset(ext2_filsys fs, uint32_t group) {
+    return ByteOffset(ext2fs_group_first_block2(fs, group) * fs->blocksize);
+}
+
+}  // namespace
+
+Result<> write_primary_superblock(ext2_filsys fs, Device& device) {
+    std::vector<std::byte> block(kPrimaryWrite);
+    A4_CHECK(device.read(ByteOffset(0), block).context("primary superblock"));
+    fs->super->s_wtime = static_cast<uint32_t>(fs->now ? fs->now : time(nullptr));
+    fs->super->s_block_group_nr = 0;
+    A4_CHECK(check_errcode(ext2fs_superblock_csum_set(fs, fs->super), "superblock checksum"));
+    std::memcpy(block.data() + kPrimaryOffset, fs->super, kSuperSize);
+    return device.write(ByteOffset(0), block).context("primary superblock");
+}
+
+Result<> write_backup_superblocks(ext2_filsys fs, Device& device) {
+    ext2_super_block copy;
+    for (const uint32_t group : A4_TRY(backup_groups(fs))) {
+        std::memcpy(&copy, fs->super, kSuperSize);
+        copy.s_block_group_nr = static_cast<uint16_t>(group > 0xffff ? 0xffff : group);
+        copy.s_state = static_cast<uint16_t>(copy.s_state & ~EXT2_VALID_FS);
+        ext2fs_clear_feature_journal_needs_recovery(&copy);
+        A4_CHECK(check_errcode(ext2fs_superblock_csum_set(fs, &copy), "superblock checksum"));
+        A4_CHECK(device
+                     .write(copy_offset(fs, group),
+                            std::as_bytes(std::span(&copy, 1)))
+                     .context(fmt::format("superblock copy in group {}", group)));
+    }
+    return {};
+}
+
+Result<std::vector<BackupSuperblock>> read_backup_superblocks(ext2_filsys fs, Device& device) {
+    std::vector<BackupSuperblock> backups;
+    ext2_super_block copy;
+    for (const uint32_t group : A4_TRY(backup_groups(fs))) {
+        A4_CHECK(device
+                     .read(copy_offset(fs, group),
+                           std::as_writable_bytes(std::span(&copy, 1)))
+                     .context(fmt::format("superblock copy in group {}", group)));
+        BackupSuperblock backup;
+        backup.group = group;
+        backup.valid = copy.s_magic == EXT2_SUPER_MAGIC &&
+                       std::memcmp(copy.s_uuid, fs->super->s_uuid, sizeof copy.s_uuid) == 0 &&
+                       ext2fs_superblock_csum_verify(fs, &copy) != 0;
+        backup.gate = backup.valid && (copy.s_feature_compat & kFeatureCompatAtomic4) != 0;
+        backups.push_back(backup);
+    }
+    return backups;
+}
+
+}  // namespace atomic4

@@ -1,0 +1,34 @@
+// The primary superblock and its backups, as a set.
+//
+// libext2fs writes only the primary by default (F15); the gate bit must stand in every copy, since a
+// stock e2fsck -b on a copy without it would run and drop it. This writes the copies itself, whole,
+// and in the order that the caller needs. Units: blocks of the filesystem.
+#pragma once
+
+#include <ext2fs/ext2fs.h>
+
+#include <vector>
+
+#include "base/units.h"
+#include "device/device.h"
+
+namespace atomic4 {
+
+// Writes fs->super (free counts, state and all) over the primary, checksummed, as one aligned
+// 4 KiB write. Does not flush.
+Result<> write_primary_superblock(ext2_filsys fs, Device& device);
+
+// Writes fs->super over every backup, as libext2fs does: marked not valid, without
+// needs_recovery. Does not flush.
+Result<> write_backup_superblocks(ext2_filsys fs, Device& device);
+
+// A backup that reads as a valid superblock of this very volume (magic, checksum, UUID).
+struct BackupSuperblock {
+    uint32_t group = 0;
+    bool valid = false;
+    bool gate = false;
+};
+
+Result<std::vector<BackupSuperblock>> read_backup_superblocks(ext2_filsys fs, Device& device);
+
+}  // namespace atomic4

@@ -1,0 +1,51 @@
+// Transaction: one metadata operation on an owned volume.
+//
+// From construction on, metadata writes are staged: an operation that fails, or whose Transaction
+// goes out of scope without commit(), has changed nothing, on disk or in memory.
+//
+// commit() writes in the order that a power cut at any moment can stand:
+//
+//   Allocating                                       Freeing
+//   1 bitmaps, group descriptors   (blocks leaked    1 tree, directory and xattr blocks
+//     flush                         at worst)          flush
+//   2 tree, directory, xattr blocks                  2 inodes, superblock
+//     flush                                            flush
+//   3 inodes, superblock                             3 bitmaps, group descriptors
+//     flush                                            flush
+//
+// so that no inode ever points at a block that the bitmaps call free (another file would get it).
+// What a crash can leave is blocks in use that nobody owns, wrong counts, a bitmap whose checksum
+// is old, and a torn tree block: e2fsck's work (RECOVERY.md). Data blocks are zeroed by the caller
+// before commit(), and covered by its first flush.
+//
+// If a write fails, what was written is put back, and the operation is reported as failed; if that
+// fails too, or a flush fails, the volume is poisoned ("in doubt").
+#pragma once
+
+#include "ext4/volume.h"
+
+namespace atomic4 {
+
+class Transaction {
+  public:
+    enum class Order { Allocating, Freeing };
+
+    explicit Transaction(Volume& volume);
+    ~Transaction();
+    Transaction(const Transaction&) = delete;
+    Transaction& operator=(const Transaction&) = delete;
+
+    Result<> commit(Order order = Order::Allocating);
+
+  private:
+    using Images = std::map<uint64_t, std::span<const std::byte>>;  // block number → contents
+    void abort();
+    Result<> write_images(const Images& images);
+    Result<> put_back(const std::vector<const Images*>& written, const Images& before);
+
+    Volume& volume_;
+    bool open_ = true;
+    ext2_super_block super_before_;
+};
+
+}  // namespace atomic4

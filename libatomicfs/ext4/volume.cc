@@ -1,0 +1,296 @@
+#include "ext4/volume.h"
+
+#include <blkid/blkid.h>
+#include <unistd.h>
+
+#include <cstring>
+
+#include "ext4/errcode.h"
+#include "ext4/features.h"
+#include "ext4/format.h"
+#include "ext4/xattr.h"
+
+namespace atomic4 {
+
+namespace {
+
+constexpr const char* kKernelRecovers =
+    "mount and unmount it once, the kernel recovers its journal";
+
+// libext2fs's callbacks carry only the filesystem; the Volume hangs on its priv_data.
+Volume& volume_of(ext2_filsys fs) {
+    return *static_cast<Volume*>(fs->priv_data);
+}
+
+extern "C" {
+
+// A block for libext2fs's own needs: an extent-tree node, a directory or xattr block. It is only
+// chosen here: libext2fs counts it and then reports it through atomic4_block_changed.
+static errcode_t atomic4_choose_block(ext2_filsys fs, blk64_t goal, blk64_t* ret) {
+    Volume& volume = volume_of(fs);
+    const auto block = volume.allocator().choose_block(Pblk(goal));
+    if (!block) {
+        if (block.error().code == ENOSPC) return EXT2_ET_BLOCK_ALLOC_FAIL;
+        volume.adapter().latch(block.error());
+        return static_cast<errcode_t>(block.error().code);
+    }
+    volume.descriptors().touch(ext2fs_group_of_blk2(fs, block->value()));
+    *ret = block->value();
+    return 0;
+}
+
+static void atomic4_block_changed(ext2_filsys fs, blk64_t block, int inuse) {
+    Volume& volume = volume_of(fs);
+    const dgrp_t group = ext2fs_group_of_blk2(fs, block);
+    volume.descriptors().touch_after_block_change(group, inuse);
+    const auto bit = static_cast<uint32_t>(block - ext2fs_group_first_block2(fs, group));
+    const auto done = volume.block_bitmaps().set(group, bit, 1, inuse > 0, false);
+    if (!done) volume.adapter().latch(done.error());
+    volume.allocator().block_changed(Pblk(block));
+}
+
+}  // extern "C"
+
+// What the device holds instead, by the names blkid knows.
+std::string what_is_there(const std::string& path) {
+    std::string found;
+    blkid_probe probe = blkid_new_probe_from_filename(path.c_str());
+    if (probe == nullptr) return found;
+    blkid_probe_enable_partitions(probe, 1);
+    const char* type = nullptr;
+    if (blkid_do_safeprobe(probe) == 0 &&
+        (blkid_probe_lookup_value(probe, "TYPE", &type, nullptr) == 0 ||
+         blkid_probe_lookup_value(probe, "PTTYPE", &type, nullptr) == 0))
+        found = type;
+    blkid_free_probe(probe);
+    return found;
+}
+
+bool default_may_use_reserved(const ext2_super_block& super) {
+    if (geteuid() == 0 || geteuid() == super.s_def_resuid) return true;
+    return super.s_def_resgid != 0 && getegid() == super.s_def_resgid;
+}
+
+}  // namespace
+
+Volume::Volume(std::unique_ptr<Device> device, const VolumeOptions& options)
+    : device_(std::move(device)),
+      options_(options),
+      staging_(*device_, Bytes(4096)),
+      adapter_(staging_) {}
+
+Volume::~Volume() {
+    // Every change has been committed or was meant to be dropped: nothing is written here.
+    if (fs_ != nullptr) ext2fs_free(fs_);
+}
+
+Result<std::unique_ptr<Volume>> Volume::open(std::unique_ptr<Device> device,
+                                             const VolumeOptions& options) {
+    const std::string name = device->name();
+    std::unique_ptr<Volume> volume(new Volume(std::move(device), options));
+    A4_CHECK(volume->load().context(name));
+    return volume;
+}
+
+Result<> Volume::load() {
+    const bool writing = options_.purpose == OpenFor::Write;
+    if (writing && device_->read_only())
+        return fail(EROFS, "opened read-only: writing needs a writable file or device");
+    // FORCE: the library's own feature check refuses our needs-replay bit; ours follows.
+    // The checksums are verified: a damaged superblock does not get past this.
+    int flags = EXT2_FLAG_64BITS | EXT2_FLAG_FORCE | EXT2_FLAG_SKIP_MMP;
+    if (writing) flags |= EXT2_FLAG_RW;
+    const errcode_t code = adapter_.open_through(flags, &fs_);
+    if (adapter_.latched()) {
+        Error error = *adapter_.latched();
+        if (error.code == EINVAL) {
+            return fail(EUCLEAN, "the image is truncated or not an ext4 ({} bytes)",
+                        device_->size());
+        }
+        return fail(std::move(error));
+    }
+    if (code == EXT2_ET_BAD_MAGIC) {
+        const std::string found = what_is_there(device_->name());
+        if (found.empty() || found.starts_with("ext"))
+            return fail(EINVAL, "not an ext4 volume: no valid superblock (mkfs.atomic4 makes one)");
+        return fail(EINVAL, "not an ext4 volume: it holds {}", found);
+    }
+    if (code == EXT2_ET_SB_CSUM_INVALID) {
+        return fail(EUCLEAN,
+                    "the superblock has a bad checksum: repair it from a backup with e2fsck -b");
+    }
+    A4_CHECK(check_errcode(code, "not a usable ext4 volume"));
+    fs_->priv_data = this;
+    staging_.set_block_size(block_size());
+
+    ext2_super_block& super = *fs_->super;
+    if (super.s_inodes_per_group == 0 || super.s_inodes_per_group > fs_->blocksize * 8 ||
+        super.s_blocks_per_group > fs_->blocksize * 8)
+        return fail(EUCLEAN, "the superblock is damaged: the volume needs e2fsck");
+    A4_CHECK(check_features(super));
+    if (ext2fs_blocks_count(&super) > device_->size().value() / fs_->blocksize) {
+        return fail(EUCLEAN,
+                    "truncated: the filesystem has {} blocks of {} bytes, the device only {} bytes",
+                    ext2fs_blocks_count(&super), fs_->blocksize, device_->size());
+    }
+    backups_ = A4_TRY(read_backup_superblocks(fs_, *device_));
+    gate_ = gate_in_primary();
+    for (const BackupSuperblock& backup : backups_) gate_ = gate_ || backup.gate;
+    if (options_.purpose != OpenFor::Inspect) A4_CHECK(check_state());
+    A4_CHECK(read_attr());
+    if (options_.require_atomic4 && !gate_)
+        return fail(EINVAL, "an ext4 volume, but not an atomic4 one: run atomic4ctl enable first");
+    if (options_.require_atomic4 && options_.purpose != OpenFor::Inspect && !attr_) {
+        if (attr_error_) return fail(*attr_error_);
+        return fail(EUCLEAN,
+                    "the gate bit is set but the volume attribute is missing: atomic4ctl enable or "
+                    "disable was interrupted; run it again");
+    }
+    set_up_allocation();
+    // A crash while enabling can leave the gate in the backups only: complete it.
+    if (writing && gate_ && attr_) {
+        bool everywhere = gate_in_primary();
+        for (const BackupSuperblock& backup : backups_)
+            everywhere = everywhere && (backup.gate || !backup.valid);
+        if (!everywhere) A4_CHECK(write_gate(true));
+    }
+    return {};
+}
+
+Result<> Volume::check_state() const {
+    ext2_super_block& super = *fs_->super;
+    if (ext2fs_has_feature_journal_needs_recovery(&super)) {
+        if (needs_replay()) {
+            return fail(EUCLEAN,
+                        "both the ext4 journal and the atomic4 log need recovery: no tool of this "
+                        "version does both");
+        }
+        return fail(EUCLEAN, "its journal needs recovery: {}", kKernelRecovers);
+    }
+    if ((super.s_state & EXT2_ERROR_FS) != 0 || super.s_error_count != 0) {
+        return fail(EUCLEAN,
+                    "ext4 has recorded errors on it: check it with e2fsck (man atomic4ctl, section "
+                    "RECOVERY)");
+    }
+    if (super.s_last_orphan != 0 || ext2fs_has_feature_orphan_present(&super))
+        return fail(EUCLEAN, "it lists orphaned inodes: {}", kKernelRecovers);
+    if ((super.s_state & EXT2_VALID_FS) == 0) {
+        return fail(
+            EUCLEAN,
+            "it was not unmounted cleanly and has no journal to recover from: check it with "
+            "e2fsck (man atomic4ctl, section RECOVERY)");
+    }
+    if (!ext2fs_has_group_desc_csum(fs_)) return {};
+    for (dgrp_t group = 0; group < fs_->group_desc_count; ++group) {
+        if (ext2fs_group_desc_csum_verify(fs_, group) == 0)
+            return fail(EUCLEAN,
+                        "group {}: the descriptor has a bad checksum: the volume needs e2fsck",
+                        group);
+    }
+    return {};
+}
+
+Result<> Volume::read_attr() {
+    const auto text = read_xattr(fs_, EXT2_ROOT_INO, kVolumeXattr);
+    if (!text) {
+        if (options_.purpose == OpenFor::Inspect) {
+            attr_error_ = text.error();
+            return {};
+        }
+        return fail(text.error());
+    }
+    if (!text->has_value()) return {};
+    auto attr = VolumeAttr::parse(**text);
+    if (attr)
+        attr_ = std::move(*attr);
+    else
+        attr_error_ = attr.error();
+    return {};
+}
+
+void Volume::set_up_allocation() {
+    descriptors_.emplace(fs_);
+    block_bitmaps_ =
+        std::make_unique<GroupBitmaps>(fs_, *device_, *descriptors_, GroupBitmaps::Kind::Block);
+    inode_bitmaps_ =
+        std::make_unique<GroupBitmaps>(fs_, *device_, *descriptors_, GroupBitmaps::Kind::Inode);
+    allocator_ = std::make_unique<AlignedAllocator>(
+        fs_, *block_bitmaps_,
+        options_.may_use_reserved.value_or(default_may_use_reserved(*fs_->super)));
+    preallocations_ = std::make_unique<InodePreallocations>(*allocator_, block_size());
+    inodes_ =
+        std::make_unique<InodeAllocator>(fs_, *inode_bitmaps_, *block_bitmaps_, *descriptors_);
+    if (options_.purpose != OpenFor::Write) return;
+    // The library wants a block map to exist (expand_dir, alloc_stats); it never sees the real
+    // ones.
+    fs_->default_bitmap_type = EXT2FS_BMAP64_RBTREE;
+    if (ext2fs_allocate_block_bitmap(fs_, "unused", &fs_->block_map) != 0)
+        adapter_.latch(Error{ENOMEM, "out of memory"});
+    ext2fs_set_alloc_block_callback(fs_, atomic4_choose_block, nullptr);
+    ext2fs_set_block_alloc_stats_callback(fs_, atomic4_block_changed, nullptr);
+}
+
+bool Volume::gate_in_primary() const {
+    return (fs_->super->s_feature_compat & kFeatureCompatAtomic4) != 0;
+}
+
+bool Volume::needs_replay() const {
+    return (fs_->super->s_feature_incompat & kFeatureIncompatNeedsReplay) != 0;
+}
+
+Result<> Volume::usable() const {
+    if (poisoned_) return fail(Error(*poisoned_));
+    if (adapter_.latched()) return fail(Error(*adapter_.latched()));
+    return {};
+}
+
+Result<> Volume::write_gate(bool on) {
+    A4_CHECK(usable());
+    auto& compat = fs_->super->s_feature_compat;
+    compat = on ? compat | kFeatureCompatAtomic4 : compat & ~kFeatureCompatAtomic4;
+    const auto run = [&]() -> Result<> {
+        // Whatever crash comes between: a copy with the gate is left as long as the volume needs
+        // protection, and the volume counts as atomic4 while any copy has it.
+        if (on) {
+            A4_CHECK(write_backup_superblocks(fs_, *device_));
+            A4_CHECK(device_->flush());
+            A4_CHECK(write_primary_superblock(fs_, *device_));
+        } else {
+            A4_CHECK(write_primary_superblock(fs_, *device_));
+            A4_CHECK(device_->flush());
+            A4_CHECK(write_backup_superblocks(fs_, *device_));
+        }
+        return device_->flush();
+    };
+    if (auto done = run(); !done) {
+        poison(done.error());
+        return std::move(done).context("gate bit");
+    }
+    gate_ = on;
+    for (BackupSuperblock& backup : backups_) backup = {backup.group, true, on};
+    return {};
+}
+
+Result<> Volume::write_needs_replay(bool on) {
+    A4_CHECK(usable());
+    auto& incompat = fs_->super->s_feature_incompat;
+    incompat =
+        on ? incompat | kFeatureIncompatNeedsReplay : incompat & ~kFeatureIncompatNeedsReplay;
+    auto done = write_primary_superblock(fs_, *device_);
+    if (done) done = device_->flush();
+    if (!done) {
+        poison(done.error());
+        return std::move(done).context("needs-replay bit");
+    }
+    return {};
+}
+
+Result<> Volume::stage_attr(const std::optional<VolumeAttr>& attr) {
+    A4_CHECK(write_xattr(fs_, EXT2_ROOT_INO, kVolumeXattr,
+                         attr ? std::optional(attr->to_text()) : std::nullopt));
+    attr_ = attr;
+    attr_error_.reset();
+    return {};
+}
+
+}  // namespace atomic4

@@ -1,0 +1,119 @@
+// Volume: an unmounted ext4 volume, open and exclusively ours.
+//
+// open() proves that the volume may be used the way it is asked for, and says what to do where it
+// may not: not an ext4, damaged, in need of recovery, unknown features, another format version. It
+// does not read the bitmaps; opening 15 TiB takes milliseconds (F18). That nobody else uses the
+// device is the business of device/ownership.h, before a Volume sees it.
+//
+// All changes go through a Transaction (transaction.h); the gate bit and the needs-replay bit have
+// their own functions here, since their order against everything else is the protection.
+//
+// The redo log is a layer above: whoever opens for writing replays it first
+// (writer/open_volume.h); a Volume only knows where it lies.
+//
+// Errors latched in the adapter make every later commit fail: reopen.
+// Threads: one.
+#pragma once
+
+#include <ext2fs/ext2fs.h>
+
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "device/device.h"
+#include "device/staging_device.h"
+#include "ext4/aligned_allocator.h"
+#include "ext4/group_bitmaps.h"
+#include "ext4/inode_allocator.h"
+#include "ext4/inode_prealloc.h"
+#include "ext4/io_adapter.h"
+#include "ext4/superblock_copies.h"
+#include "ext4/volume_attr.h"
+
+namespace atomic4 {
+
+enum class OpenFor {
+    Inspect,  // look at the superblock and our marks, whatever state the rest is in
+    Read,     // follow metadata and read files
+    Write,
+};
+
+struct VolumeOptions {
+    OpenFor purpose = OpenFor::Read;
+    bool require_atomic4 = true;
+    // Whether this user may have root's reserved blocks; by default as the kernel decides.
+    std::optional<bool> may_use_reserved;
+};
+
+class Volume {
+  public:
+    // Takes the device (a file, a block device, memory); keeps it until the Volume goes.
+    static Result<std::unique_ptr<Volume>> open(std::unique_ptr<Device> device,
+                                                const VolumeOptions& options);
+    ~Volume();
+    Volume(const Volume&) = delete;
+    Volume& operator=(const Volume&) = delete;
+
+    ext2_filsys fs() const { return fs_; }
+    // Data goes straight to the device; metadata through metadata_device() (staged).
+    Device& device() const { return *device_; }
+    StagingDevice& metadata_device() { return staging_; }
+    Bytes block_size() const { return Bytes(fs_->blocksize); }
+    const std::string& name() const { return device_->name(); }
+
+    bool gate() const { return gate_; }
+    bool gate_in_primary() const;
+    const std::vector<BackupSuperblock>& backups() const { return backups_; }
+    const std::optional<VolumeAttr>& attr() const { return attr_; }
+    // Why attr() is empty although the attribute exists.
+    const std::optional<Error>& attr_error() const { return attr_error_; }
+    bool needs_replay() const;
+
+    // Sets the gate bit durably in every copy, backups first (enable), or clears it, backups last.
+    Result<> write_gate(bool on);
+    // Sets or clears the needs-replay bit durably in the primary superblock.
+    Result<> write_needs_replay(bool on);
+    // Stages the volume attribute; an operation must be open.
+    Result<> stage_attr(const std::optional<VolumeAttr>& attr);
+
+    AlignedAllocator& allocator() { return *allocator_; }
+    InodePreallocations& preallocations() { return *preallocations_; }
+    InodeAllocator& inodes() { return *inodes_; }
+    GroupBitmaps& block_bitmaps() { return *block_bitmaps_; }
+    GroupBitmaps& inode_bitmaps() { return *inode_bitmaps_; }
+    GroupDescriptors& descriptors() { return descriptors_.value(); }
+    IoAdapter& adapter() { return adapter_; }
+
+    // EIO if an I/O error was latched or a commit failed half-way.
+    Result<> usable() const;
+    void poison(Error why) {
+        if (!poisoned_) poisoned_ = std::move(why);
+    }
+
+  private:
+    Volume(std::unique_ptr<Device> device, const VolumeOptions& options);
+    Result<> load();
+    Result<> check_state() const;
+    Result<> read_attr();
+    void set_up_allocation();
+
+    std::unique_ptr<Device> device_;
+    VolumeOptions options_;
+    StagingDevice staging_;
+    IoAdapter adapter_;
+    ext2_filsys fs_ = nullptr;
+    bool gate_ = false;
+    std::vector<BackupSuperblock> backups_;
+    std::optional<VolumeAttr> attr_;
+    std::optional<Error> attr_error_;
+    std::optional<Error> poisoned_;
+    std::optional<GroupDescriptors> descriptors_;
+    std::unique_ptr<GroupBitmaps> block_bitmaps_;
+    std::unique_ptr<GroupBitmaps> inode_bitmaps_;
+    std::unique_ptr<AlignedAllocator> allocator_;
+    std::unique_ptr<InodePreallocations> preallocations_;
+    std::unique_ptr<InodeAllocator> inodes_;
+};
+
+}  // namespace atomic4

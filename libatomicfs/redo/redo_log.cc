@@ -1,0 +1,326 @@
+#include "redo/redo_log.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <limits>
+
+#include "base/crc32c.h"
+#include "base/random.h"
+
+namespace atomic4 {
+namespace {
+
+constexpr Bytes kUnitMax{4 << 20};
+// Keeps header_length inside its 32 bits, and one record inside one write(2).
+constexpr Bytes kRecordMax{1 << 30};
+
+// The state of an empty log that goes on where `contents` ends.
+LogState emptied(const LogContents& contents, uint64_t epoch, SessionStamp stamp) {
+    LogState state = contents.superblock;
+    state.epoch = epoch;
+    state.tail = contents.head;
+    state.tail_sequence = contents.next_sequence;
+    state.retired = contents.next_sequence - 1;
+    state.stamp = stamp;
+    return state;
+}
+
+uint64_t new_epoch(uint64_t old) {
+    for (;;) {
+        const uint64_t epoch = random_u64();
+        if (epoch != kNoEpoch && epoch != old) return epoch;
+    }
+}
+
+// The payload's length. EINVAL for what a record can't say, EMSGSIZE for what overflows.
+Result<Bytes> payload_length(std::span<const RangeRef> ranges) {
+    if (ranges.empty()) return fail(EINVAL, "redo log: a record without ranges");
+    uint64_t sum = 0;
+    for (const RangeRef& range : ranges) {
+        const uint64_t length = range.length.value();
+        if (length == 0) return fail(EINVAL, "redo log: an empty range");
+        if (range.offset.value() + length < length)
+            return fail(EINVAL, "redo log: a range of {} bytes at {} overflows", length,
+                        range.offset);
+        if (length > std::numeric_limits<uint64_t>::max() / 2 - sum)
+            return fail(EMSGSIZE, "redo log: ranges too long to add up");
+        sum += length;
+    }
+    return Bytes(sum);
+}
+
+Bytes record_length(size_t range_count, Bytes payload) {
+    return record_header_length(range_count) + record_padded(payload);
+}
+
+RecordHeader start_header(const LogState& state, uint64_t sequence, uint64_t retired,
+                          ByteOffset position) {
+    RecordHeader header{};
+    header.magic = kRecordMagic;
+    header.log_id = state.log_id;
+    header.epoch = state.epoch;
+    header.sequence = sequence;
+    header.retired = retired;
+    header.position = position.value();
+    return header;
+}
+
+void seal_header(std::span<std::byte> bytes, uint32_t seed) {
+    const le32 crc = record_header_crc(bytes, seed);
+    std::memcpy(bytes.data() + offsetof(RecordHeader, header_crc), &crc, sizeof crc);
+}
+
+bool overlap(const RangeRef& range, uint32_t inode, ByteOffset offset, Bytes length) {
+    // Differences, since offset + length may overflow.
+    if (range.inode != inode || length.value() == 0) return false;
+    return offset >= range.offset ? offset - range.offset < range.length
+                                  : range.offset - offset < length;
+}
+
+}  // namespace
+
+Result<> RedoLog::format(Device& log, const LogId& id, SessionStamp stamp) {
+    LogState state;
+    state.log_id = id;
+    state.log_size = Bytes(round_down(log.size().value(), kLogBlock));
+    state.stamp = stamp;
+    if (state.log_size < kMinLogSize)
+        return fail(EINVAL, "redo log: {} bytes are too few for a log (at least {})", log.size(),
+                    kMinLogSize);
+    return store_superblocks(log, state, 1);
+}
+
+Result<std::unique_ptr<RedoLog>> RedoLog::begin(Device& log, const LogContents& contents,
+                                                SessionStamp stamp) {
+    if (contents.end == LogEnd::Corrupt)
+        return fail(EBUSY, "redo log: it is corrupt ({}); recover the volume first",
+                    contents.end_detail);
+    if (!contents.live.empty())
+        return fail(EBUSY, "redo log: it holds {} live records; recover the volume first",
+                    contents.live.size());
+    LogState state = emptied(contents, new_epoch(contents.superblock.epoch), stamp);
+    A4_CHECK(store_superblocks(log, state, contents.slot));
+    return std::unique_ptr<RedoLog>(new RedoLog(log, state, contents.slot));
+}
+
+RedoLog::RedoLog(Device& log, const LogState& state, size_t in_force)
+    : log_(log),
+      state_(state),
+      in_force_(in_force),
+      head_(state.tail),
+      next_sequence_(state.tail_sequence),
+      noted_retired_(state.retired),
+      durable_retired_(state.retired) {}
+
+Bytes RedoLog::unit_max() const {
+    return std::min(kUnitMax, Bytes(std::bit_floor(capacity().value() / 4)));
+}
+
+Bytes RedoLog::record_max() const {
+    return std::min(kRecordMax, Bytes(round_down(capacity().value() / 2, kLogBlock)));
+}
+
+// A record never wraps: what is left before the end is padded if it is too short.
+Bytes RedoLog::pad_before(Bytes record) const {
+    const Bytes left = state_.end() - head_;
+    return record > left ? left : Bytes(0);
+}
+
+bool RedoLog::fits(Bytes record) const {
+    return record <= record_max() && pad_before(record) + record <= capacity() - used_;
+}
+
+bool RedoLog::has_room(std::span<const RangeRef> ranges) const {
+    const auto payload = payload_length(ranges);
+    return payload && *payload <= record_max() && fits(record_length(ranges.size(), *payload));
+}
+
+Result<> RedoLog::check_usable() const {
+    if (poisoned()) return fail(EIO, "redo log: in doubt since an earlier failure: {}", why_);
+    if (closed_) return fail(EBADF, "redo log: the session is closed");
+    return {};
+}
+
+tl::unexpected<Error> RedoLog::poison(Error error, std::string_view doing) {
+    why_ = fmt::format("{}: {}", doing, error.message);
+    return fail(EIO, "redo log: {}; in doubt until a restart", why_);
+}
+
+// The one place where records reach the disk.
+Result<> RedoLog::write_record(std::span<const std::byte> record, Entry entry) {
+    // Durable before the next record's write may begin: only the last record can ever be torn,
+    // which is why a reader may take an invalid one for the end.
+    auto written = log_.write_durable(head_, record);
+    if (!written)
+        return poison(std::move(written).error(),
+                      fmt::format("record {} at {}", entry.sequence, head_));
+    durable_retired_ = std::max(durable_retired_, noted_retired_);
+    next_sequence_ = entry.sequence + 1;
+    used_ += entry.length;
+    head_ += entry.length;
+    if (head_ == state_.end()) head_ = kFirstRecord;
+    entries_.push_back(std::move(entry));
+    return {};
+}
+
+// Only the header block of a pad is written; what follows is stale and stays.
+Result<> RedoLog::write_pad(Bytes length) {
+    auto block = A4_TRY(buffers_[turn_].get(Bytes(kLogBlock)));
+    RecordHeader header = start_header(state_, next_sequence_, noted_retired_, head_);
+    header.type = kRecordPad;
+    header.total_length = length.value();
+    header.header_length = static_cast<uint32_t>(kLogBlock);
+    std::memset(block.data(), 0, block.size());
+    std::memcpy(block.data(), &header, sizeof header);
+    seal_header(block, record_seed(state_.epoch, next_sequence_, head_));
+    return write_record(block, Entry{next_sequence_, length, {}});
+}
+
+std::span<const std::byte> RedoLog::build_record(std::span<std::byte> record,
+                                                 std::span<const RangeRef> ranges,
+                                                 std::span<const std::span<const std::byte>> data,
+                                                 Bytes payload) const {
+    const uint64_t head = record_header_length(ranges.size()).value();
+    const uint32_t seed = record_seed(state_.epoch, next_sequence_, head_);
+
+    std::byte* to = record.data() + head;
+    for (const auto& bytes : data) {
+        std::memcpy(to, bytes.data(), bytes.size());
+        to += bytes.size();
+    }
+    std::memset(to, 0, static_cast<size_t>(record.data() + record.size() - to));
+
+    RecordHeader header = start_header(state_, next_sequence_, noted_retired_, head_);
+    header.type = kRecordData;
+    header.total_length = record.size();
+    header.header_length = static_cast<uint32_t>(head);
+    header.range_count = static_cast<uint32_t>(ranges.size());
+    header.payload_length = payload.value();
+    // Of our copy, never of the client's memory, which may change under us.
+    header.payload_crc = crc32c(seed, record.subspan(head));
+
+    std::memset(record.data(), 0, head);
+    std::memcpy(record.data(), &header, sizeof header);
+    to = record.data() + sizeof header;
+    for (const RangeRef& range : ranges) {
+        const RecordRange raw{range.inode, range.generation, range.offset.value(),
+                              range.length.value(), range.new_size.value()};
+        std::memcpy(to, &raw, sizeof raw);
+        to += sizeof raw;
+    }
+    seal_header(record.first(head), seed);
+    return record;
+}
+
+Result<RedoLog::Appended> RedoLog::append(std::span<const RangeRef> ranges,
+                                          std::span<const std::span<const std::byte>> data) {
+    // Everything that can fail without harm, before the first write.
+    A4_CHECK(check_usable());
+    const Bytes payload = A4_TRY(payload_length(ranges));
+    if (data.size() != ranges.size() ||
+        !std::ranges::equal(
+            ranges, data, {}, [](const RangeRef& r) { return r.length.value(); },
+            [](const auto& bytes) { return uint64_t{bytes.size()}; }))
+        return fail(EINVAL, "redo log: the data's lengths are not the ranges'");
+    // First the payload alone: its padded length may not overflow.
+    if (payload > record_max() || record_length(ranges.size(), payload) > record_max())
+        return fail(EMSGSIZE,
+                    "redo log: {} ranges with {} bytes are more than a record of {} takes",
+                    ranges.size(), payload, record_max());
+    const Bytes length = record_length(ranges.size(), payload);
+    if (!fits(length))
+        return fail(EAGAIN, "redo log: no room for a record of {} bytes until others retire",
+                    length);
+    turn_ = 1 - turn_;
+    const auto buffer = A4_TRY(buffers_[turn_].get(length));
+    Entry entry{0, length, {ranges.begin(), ranges.end()}};
+
+    // The pad first, durably: without it a reader would find the end before the record that follows
+    // at the beginning of the ring.
+    if (const Bytes pad = pad_before(length); pad.value() != 0) A4_CHECK(write_pad(pad));
+    entry.sequence = next_sequence_;
+    A4_CHECK(write_record(build_record(buffer, ranges, data, payload), std::move(entry)));
+
+    Appended appended;
+    appended.sequence = last_sequence();
+    appended.payloads.reserve(ranges.size());
+    uint64_t at = record_header_length(ranges.size()).value();
+    for (const RangeRef& range : ranges) {
+        appended.payloads.push_back(buffer.subspan(at, range.length.value()));
+        at += range.length.value();
+    }
+    return appended;
+}
+
+void RedoLog::note_retired(uint64_t sequence) {
+    noted_retired_ = std::max(noted_retired_, std::min(sequence, last_sequence()));
+    // A pad has nothing to place: it retires with the record before it.
+    const auto next = std::ranges::upper_bound(entries_, noted_retired_, {}, &Entry::sequence);
+    if (next != entries_.end() && next->ranges.empty()) noted_retired_ = next->sequence;
+}
+
+// Writes state_ to both superblocks. The space that it gives up is free only when both have it: a
+// reader that finds the newer one damaged starts at the older one's tail.
+Result<> RedoLog::store() {
+    auto stored = store_superblocks(log_, state_, in_force_);
+    if (!stored) return poison(std::move(stored).error(), "recording what is retired");
+    durable_retired_ = std::max(durable_retired_, state_.retired);
+    return {};
+}
+
+Result<> RedoLog::persist_retired() {
+    A4_CHECK(check_usable());
+    if (noted_retired_ == state_.retired) return {};
+    Bytes freed;
+    size_t count = 0;
+    for (; count < entries_.size() && entries_[count].sequence <= noted_retired_; ++count)
+        freed += entries_[count].length;
+    uint64_t tail = state_.tail.value() + freed.value();
+    if (tail >= state_.end().value()) tail -= capacity().value();
+    state_.tail = ByteOffset(tail);
+    state_.tail_sequence = noted_retired_ + 1;
+    state_.retired = noted_retired_;
+    A4_CHECK(store());
+    entries_.erase(entries_.begin(), entries_.begin() + static_cast<std::ptrdiff_t>(count));
+    used_ -= freed;
+    return {};
+}
+
+Result<> RedoLog::close() {
+    A4_CHECK(persist_retired());
+    if (!entries_.empty()) return fail(EBUSY, "redo log: {} records are still live", live_count());
+    state_.epoch = kNoEpoch;
+    A4_CHECK(store());
+    closed_ = true;
+    return {};
+}
+
+std::deque<RedoLog::Entry>::const_iterator RedoLog::first_live() const {
+    return std::ranges::upper_bound(entries_, durable_retired_, {}, &Entry::sequence);
+}
+
+bool RedoLog::empty() const {
+    return std::all_of(first_live(), entries_.end(),
+                       [](const Entry& entry) { return entry.ranges.empty(); });
+}
+
+uint64_t RedoLog::live_count() const {
+    return static_cast<uint64_t>(std::count_if(
+        first_live(), entries_.end(), [](const Entry& entry) { return !entry.ranges.empty(); }));
+}
+
+bool RedoLog::overlaps_live(uint32_t inode, ByteOffset offset, Bytes length) const {
+    return std::any_of(first_live(), entries_.end(), [&](const Entry& entry) {
+        return std::ranges::any_of(entry.ranges, [&](const RangeRef& range) {
+            return overlap(range, inode, offset, length);
+        });
+    });
+}
+
+Result<> reset_log(Device& log, const LogContents& contents, SessionStamp stamp) {
+    LogState state = emptied(contents, kNoEpoch, stamp);
+    return store_superblocks(log, state, contents.slot);
+}
+
+}  // namespace atomic4

@@ -1,0 +1,129 @@
+// The redo log's writer: makes a group of writes durable, as one, before anyone places them.
+//
+// A session begins on a log without live records. Then, in a loop that the atomic writer drives:
+//
+//   append           one record is durable: the group's writes can no longer be lost or torn
+//   (the caller)     places the payloads and flushes them
+//   note_retired     later records say so
+//   persist_retired  both superblocks say so, and the space is free again
+//
+// A record is *live* while replay would still apply it: until its retirement is durable, in a later
+// record or in the superblocks. Noting it is not enough. Replaying a live record over newer bytes
+// loses them, so nothing else may write its ranges before (overlaps_live).
+//
+// A failed log write is final. Whether its bytes are on disk is unknown, so nothing may follow
+// them: the log is poisoned, and every later append or persist is EIO, "in doubt", until a restart
+// reads the log afresh.
+//
+// Threads: one at a time; the views that append returns may be read by others meanwhile.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+#include "base/units.h"
+#include "device/device.h"
+#include "redo/log_buffer.h"
+#include "redo/log_reader.h"
+
+namespace atomic4 {
+
+class RedoLog {
+  public:
+    // A new, empty log over the whole device, rounded down to log blocks. Whatever was there is
+    // forgotten. EINVAL: too small.
+    static Result<> format(Device& log, const LogId& id, SessionStamp stamp);
+
+    // Begins a session, under a new epoch that is durable in both superblocks before anything
+    // else. EBUSY: the log has live records or is corrupt (replay it, then reset_log).
+    static Result<std::unique_ptr<RedoLog>> begin(Device& log, const LogContents& contents,
+                                                  SessionStamp stamp);
+
+    Bytes capacity() const { return state_.capacity(); }
+    // The longest single write that is promised: min(4 MiB, largest power of two <= capacity / 4).
+    Bytes unit_max() const;
+    // The longest record: half the ring, at most 1 GiB. It fits wherever the head stands once the
+    // log is empty.
+    Bytes record_max() const;
+
+    struct Appended {
+        uint64_t sequence = 0;
+        // The log's own copy, one view a range, and what must be placed: the client may change its
+        // memory. Valid until the append after the next one, so that one group can be placed while
+        // the next is logged.
+        std::vector<std::span<const std::byte>> payloads;
+    };
+
+    // Writes one record with all ranges, durable when it returns. EINVAL: no ranges, an empty one,
+    // or data that doesn't match. EMSGSIZE: longer than record_max. EAGAIN: no room before records
+    // retire; nothing was written. EIO: the log is poisoned, now or before.
+    Result<Appended> append(std::span<const RangeRef> ranges,
+                            std::span<const std::span<const std::byte>> data);
+    bool has_room(std::span<const RangeRef> ranges) const;
+
+    // Records up to this sequence are placed and flushed.
+    void note_retired(uint64_t sequence);
+    // Makes that durable and frees the space. Writes nothing if there is nothing new.
+    Result<> persist_retired();
+    // Ends the session: EBUSY while anything is live. Afterwards a reader needn't search the log.
+    Result<> close();
+
+    bool empty() const;  // nothing is live
+    uint64_t live_count() const;
+    bool overlaps_live(uint32_t inode, ByteOffset offset, Bytes length) const;
+    // 0: none was ever written.
+    uint64_t last_sequence() const { return next_sequence_ - 1; }
+    Bytes used() const { return used_; }
+
+    bool poisoned() const { return !why_.empty(); }
+    const std::string& why() const { return why_; }
+
+  private:
+    struct Entry {
+        uint64_t sequence;
+        Bytes length;
+        std::vector<RangeRef> ranges;  // none: a pad
+    };
+
+    RedoLog(Device& log, const LogState& state, size_t in_force);
+
+    Bytes pad_before(Bytes record) const;
+    bool fits(Bytes record) const;
+    Result<> check_usable() const;
+    tl::unexpected<Error> poison(Error error, std::string_view doing);
+    Result<> write_record(std::span<const std::byte> record, Entry entry);
+    Result<> write_pad(Bytes length);
+    Result<> store();
+    std::span<const std::byte> build_record(std::span<std::byte> record,
+                                            std::span<const RangeRef> ranges,
+                                            std::span<const std::span<const std::byte>> data,
+                                            Bytes payload) const;
+    std::deque<Entry>::const_iterator first_live() const;
+
+    Device& log_;
+    LogState state_;   // as both superblocks have it
+    size_t in_force_;  // the slot of the newer one
+    ByteOffset head_;
+    uint64_t next_sequence_;
+    uint64_t noted_retired_;     // the caller's word
+    uint64_t durable_retired_;   // what replay would know
+    std::deque<Entry> entries_;  // everything from the durable tail to the head
+    Bytes used_;                 // their lengths: space that must not be overwritten
+    std::array<LogBuffer, 2> buffers_;
+    size_t turn_ = 0;
+    bool closed_ = false;
+    std::string why_;
+};
+
+// After a replay or a discard: empties the log and closes it. All of its records, also those beyond
+// a gap in a corrupt log, are gone.
+Result<> reset_log(Device& log, const LogContents& contents, SessionStamp stamp);
+
+}  // namespace atomic4

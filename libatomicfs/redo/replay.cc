@@ -1,0 +1,111 @@
+#include "redo/replay.h"
+
+#include <algorithm>
+
+#include "ext4/layout.h"
+#include "redo/place.h"
+#include "redo/redo_log.h"
+#include "redo/volume_log.h"
+
+namespace atomic4 {
+
+namespace {
+
+// One range of a record. A file that is gone is no error.
+Result<> replay_range(Volume& volume, const RangeRef& range, std::span<const std::byte> data,
+                      ReplayReport& report) {
+    auto file = read_file(volume, range.inode, range.generation);
+    if (!file && file.error().code == ESTALE) {
+        report.skipped.push_back(
+            fmt::format("{} bytes at {}: {}", range.length, range.offset, file.error().message));
+        return {};
+    }
+    A4_CHECK(file);
+    if (!LINUX_S_ISREG(file->inode.i_mode)) {
+        report.skipped.push_back(fmt::format("inode {}: not a regular file any more", range.inode));
+        return {};
+    }
+    const Bytes new_size = std::max(range.new_size, file->size);
+    if (range.offset.value() >= new_size.value()) {
+        report.skipped.push_back(fmt::format("inode {}: {} bytes at {} lie beyond EOF ({})",
+                                             range.inode, range.length, range.offset, new_size));
+        return {};
+    }
+    data = data.first(std::min<uint64_t>(data.size(), new_size.value() - range.offset.value()));
+    const Bytes length(data.size());
+    A4_CHECK(make_ready(volume, *file, range.offset, length, volume.block_size()));
+    file = A4_TRY(read_file(volume, range.inode, range.generation));
+    A4_CHECK(zero_gap(volume, *file, range.offset, length, new_size));
+    A4_CHECK(place(volume, *file, range.offset, data));
+    if (new_size > file->size) {
+        A4_CHECK(volume.device().flush());
+        A4_CHECK(finish_growth(volume, *file, range.offset, length, new_size));
+    }
+    report.bytes += length;
+    return {};
+}
+
+// Whether one of the record's files was changed under a mount that is younger than the record.
+Result<std::optional<std::string>> conflict_of(Volume& volume, const LoggedRecord& record,
+                                               const SessionStamp& stamp) {
+    const SessionStamp now = session_stamp(volume);
+    if (now == stamp) return std::optional<std::string>{};
+    for (const RangeRef& range : record.ranges) {
+        const auto file = read_file(volume, range.inode, range.generation);
+        if (!file && file.error().code == ESTALE) continue;
+        A4_CHECK(file);
+        // Seconds: an equal second counts as later.
+        if (file->inode.i_ctime >= static_cast<uint32_t>(now.fs_mtime)) {
+            return std::optional(
+                fmt::format("record {}: inode {} was changed after the volume was mounted again: "
+                            "{} bytes at {} "
+                            "are not replayed over it",
+                            record.sequence, range.inode, range.length, range.offset));
+        }
+    }
+    return std::optional<std::string>{};
+}
+
+}  // namespace
+
+Result<ReplayReport> replay(Volume& volume, Device& log, const LogContents& contents,
+                            OnConflict policy) {
+    ReplayReport report;
+    report.end = contents.end;
+    report.end_detail = contents.end_detail;
+    if (policy == OnConflict::Discard) {
+        report.discarded = contents.live.size();
+    } else {
+        // Conflicts are found before anything is placed: replaying touches ctimes itself.
+        std::vector<const LoggedRecord*> to_replay;
+        for (const LoggedRecord& record : contents.live) {
+            const auto conflict =
+                A4_TRY(conflict_of(volume, record, contents.superblock.stamp).context("replay"));
+            if (conflict) report.conflicts.push_back(*conflict);
+            if (!conflict || policy == OnConflict::Force) to_replay.push_back(&record);
+        }
+        for (const LoggedRecord* record : to_replay) {
+            const std::string what = fmt::format("replay: record {}", record->sequence);
+            const auto payload = A4_TRY(read_payload(log, *record).context(what));
+            std::span<const std::byte> rest(payload);
+            for (const RangeRef& range : record->ranges) {
+                A4_CHECK(replay_range(volume, range, rest.first(range.length.value()), report)
+                             .context(what));
+                rest = rest.subspan(range.length.value());
+            }
+            ++report.records;
+        }
+    }
+    // The placed bytes are durable before the records that could place them again are dropped, and
+    // those are dropped before stock tools are let in.
+    A4_CHECK(volume.device().flush().context("replay"));
+    const bool keep = policy == OnConflict::Keep &&
+                      (!report.conflicts.empty() || contents.end == LogEnd::Corrupt);
+    if (keep) return report;
+    A4_CHECK(reset_log(log, contents, session_stamp(volume)).context("replay"));
+    if (volume.needs_replay()) A4_CHECK(volume.write_needs_replay(false).context("replay"));
+    report.log_emptied = true;
+    return report;
+}
+
+}  // namespace atomic4

@@ -1,0 +1,40 @@
+// Replays the live records of a volume's redo log (RECOVERY.md).
+//
+// Logical: each range names inode, generation and offset, resolved afresh. A file that is gone, or
+// whose inode is another one now, is skipped and reported. A record grows a file only if it did so
+// when it was written; otherwise what lies beyond EOF now is clipped.
+//
+// Conflicts: if the volume has been mounted since the record's session, and a file changed after
+// that mount, replaying would overwrite newer bytes. Such a record is not replayed, is reported,
+// and stays in the log until the user decides (Force or Discard).
+//
+// Idempotent: interrupted anywhere and run again it gives the same. At its end everything is
+// flushed, then the log is emptied, then the needs-replay bit is cleared. A corrupt log's valid
+// records are replayed, and the log is left as evidence (unless forced or discarded).
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "ext4/volume.h"
+#include "redo/log_reader.h"
+
+namespace atomic4 {
+
+enum class OnConflict { Keep, Force, Discard };
+
+struct ReplayReport {
+    uint64_t records = 0;  // replayed
+    Bytes bytes;
+    std::vector<std::string> skipped;    // files that are gone
+    std::vector<std::string> conflicts;  // records kept (Keep), or overwritten (Force)
+    uint64_t discarded = 0;              // records dropped
+    LogEnd end = LogEnd::Clean;
+    std::string end_detail;
+    bool log_emptied = false;  // false: something was kept; the volume stays closed for writing
+};
+
+Result<ReplayReport> replay(Volume& volume, Device& log, const LogContents& contents,
+                            OnConflict policy);
+
+}  // namespace atomic4

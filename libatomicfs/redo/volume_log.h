@@ -1,0 +1,18 @@
+// The redo log inside a volume: the file that the volume attribute names, as a Device.
+#pragma once
+
+#include <memory>
+
+#include "device/slice_device.h"
+#include "ext4/volume.h"
+#include "redo/log_superblock.h"
+
+namespace atomic4 {
+
+// EUCLEAN if the log file is not where and what the attribute says: missing, another generation,
+// not a flagged regular file, with holes or unwritten blocks. Such a log is never written.
+Result<std::unique_ptr<SliceDevice>> open_log_device(Volume& volume);
+
+SessionStamp session_stamp(const Volume& volume);
+
+}  // namespace atomic4

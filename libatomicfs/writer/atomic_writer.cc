@@ -1,0 +1,354 @@
+#include "writer/atomic_writer.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+
+#include "ext4/format.h"
+#include "redo/place.h"
+#include "redo/volume_log.h"
+
+namespace atomic4 {
+
+namespace {
+
+constexpr uint64_t kChunkBytes = uint64_t{64} << 20;
+constexpr size_t kChunks = 64;
+constexpr size_t kCachedFiles = 256;
+
+uint64_t chunk_blocks(const Volume& volume) {
+    return kChunkBytes / volume.block_size().value();
+}
+
+}  // namespace
+
+Result<std::unique_ptr<AtomicWriter>> AtomicWriter::open(OpenVolume opened) {
+    std::unique_ptr<AtomicWriter> writer(new AtomicWriter(std::move(opened)));
+    const uint64_t capacity = writer->opened_.log_contents.superblock.capacity().value();
+    writer->log_unit_max_ = Bytes(std::min(kUnitMax, std::bit_floor(capacity / 4)));
+    return writer;
+}
+
+Result<> AtomicWriter::usable() const {
+    if (poisoned_) return fail(Error(*poisoned_));
+    if (closed_) return fail(EBADF, "the writer is closed");
+    return opened_.volume->usable();
+}
+
+Error AtomicWriter::poison(Error error, std::string_view doing) {
+    if (!poisoned_) {
+        poisoned_ =
+            Error{EIO, fmt::format("an earlier {} failed, what it wrote is in doubt: reopen the "
+                                   "volume to recover ({})",
+                                   doing, error.message)};
+    }
+    return Error{
+        EIO, fmt::format("{}: {}; in doubt until the volume is recovered", doing, error.message)};
+}
+
+Result<FileState> AtomicWriter::file(ext2_ino_t inode, std::optional<uint32_t> generation) {
+    auto found = files_.find(inode);
+    if (found == files_.end()) {
+        if (files_.size() >= kCachedFiles) files_.clear();
+        const FileState state = A4_TRY(read_file(volume(), inode, generation));
+        found = files_.emplace(inode, state).first;
+    }
+    if (generation && *generation != found->second.generation)
+        return fail(ESTALE, "inode {}: the file is gone", inode);
+    return found->second;
+}
+
+void AtomicWriter::forget(ext2_ino_t inode) {
+    files_.erase(inode);
+    chunks_.remove_if([&](const Chunk& chunk) { return chunk.inode == inode; });
+}
+
+Result<const std::vector<Mapping>*> AtomicWriter::chunk(const FileState& file, uint64_t index) {
+    for (auto it = chunks_.begin(); it != chunks_.end(); ++it) {
+        if (it->inode == file.number && it->index == index) {
+            chunks_.splice(chunks_.begin(), chunks_, it);
+            return &chunks_.front().mappings;
+        }
+    }
+    const uint64_t blocks = chunk_blocks(volume());
+    auto mappings =
+        A4_TRY(map_range(volume(), file.number, file.inode, Lblk(index * blocks), Blocks(blocks)));
+    chunks_.push_front({file.number, index, std::move(mappings)});
+    if (chunks_.size() > kChunks) chunks_.pop_back();
+    return &chunks_.front().mappings;
+}
+
+// Calls visit(device offset, length, state) for each stretch of the range, in order.
+template <class Visit>
+Result<> AtomicWriter::visit_mappings(const FileState& file, ByteOffset offset, Bytes length,
+                                      Visit visit) {
+    const uint64_t block = volume().block_size().value();
+    uint64_t at = offset.value();
+    const uint64_t end = at + length.value();
+    while (at < end) {
+        const auto* mappings = A4_TRY(chunk(file, at / kChunkBytes));
+        const uint64_t stop = std::min(end, round_down(at, kChunkBytes) + kChunkBytes);
+        auto it = std::upper_bound(
+            mappings->begin(), mappings->end(), Lblk(at / block),
+            [](Lblk lblk, const Mapping& mapping) { return lblk < mapping.end(); });
+        for (; it != mappings->end() && at < stop; ++it) {
+            const uint64_t n = std::min(stop, it->end().value() * block) - at;
+            const uint64_t skip = at - it->lblk.value() * block;
+            A4_CHECK(visit(ByteOffset(it->pblk.value() * block + skip), Bytes(n), it->state));
+            at += n;
+        }
+    }
+    return {};
+}
+
+Result<bool> AtomicWriter::written_throughout(const FileState& file, ByteOffset offset,
+                                              Bytes length) {
+    bool written = (offset + length).value() <= file.size.value();
+    A4_CHECK(
+        visit_mappings(file, offset, length, [&](ByteOffset, Bytes, MapState state) -> Result<> {
+            written = written && state == MapState::Written;
+            return {};
+        }));
+    return written;
+}
+
+Result<> AtomicWriter::place_cached(const FileState& file, ByteOffset offset,
+                                    std::span<const std::byte> data) {
+    return visit_mappings(
+        file, offset, Bytes(data.size()),
+        [&](ByteOffset device_offset, Bytes length, MapState state) -> Result<> {
+            if (state == MapState::Hole)
+                return fail(EIO, "inode {}: a hole where data was expected", file.number);
+            A4_CHECK(volume().device().write(device_offset, data.first(length.value())));
+            data = data.subspan(length.value());
+            return {};
+        });
+}
+
+Result<> AtomicWriter::begin_session() {
+    if (log_) return {};
+    // Stock kernels and tools are locked out before there is a record that they don't know of.
+    A4_CHECK(volume().write_needs_replay(true));
+    auto log = RedoLog::begin(*opened_.log, opened_.log_contents, session_stamp(volume()));
+    if (!log) return fail(poison(std::move(log).error(), "start of a log session"));
+    log_ = std::move(*log);
+    return {};
+}
+
+// The file ready to take the range; new_size where it will grow.
+Result<AtomicWriter::Prepared> AtomicWriter::prepare(const WriteRange& range, Bytes align) {
+    Prepared prepared;
+    const Bytes length(range.data.size());
+    prepared.file = A4_TRY(file(range.inode, range.generation));
+    if (!A4_TRY(written_throughout(prepared.file, range.offset, length))) {
+        A4_CHECK(make_ready(volume(), prepared.file, range.offset, length, align));
+        forget(range.inode);
+        prepared.file = A4_TRY(file(range.inode, range.generation));
+    }
+    const Bytes end((range.offset + length).value());
+    if (end > prepared.file.size) {
+        prepared.new_size = end;
+        A4_CHECK(zero_gap(volume(), prepared.file, range.offset, length, end));
+    }
+    return prepared;
+}
+
+Result<> AtomicWriter::write_logged(std::span<const WriteRange> ranges,
+                                    std::span<Prepared> prepared) {
+    std::vector<RangeRef> refs;
+    std::vector<std::span<const std::byte>> data;
+    for (size_t i = 0; i < ranges.size(); ++i) {
+        refs.push_back({ranges[i].inode, ranges[i].generation, ranges[i].offset,
+                        Bytes(ranges[i].data.size()), prepared[i].new_size});
+        data.push_back(ranges[i].data);
+    }
+    A4_CHECK(begin_session());
+    if (!log_->has_room(refs)) A4_CHECK(retire_all());
+    auto appended = log_->append(refs, data);
+    if (!appended && !log_->poisoned()) return fail(std::move(appended).error());
+    if (!appended) return fail(poison(std::move(appended).error(), "log write"));
+
+    bool grows = false;
+    for (size_t i = 0; i < ranges.size(); ++i) {
+        if (auto done = place_cached(prepared[i].file, ranges[i].offset, appended->payloads[i]);
+            !done)
+            return fail(poison(std::move(done).error(), "placement"));
+        touched_.insert(ranges[i].inode);
+        grows = grows || prepared[i].new_size.value() > 0;
+    }
+    if (!grows) return {};
+    // The bytes are durable in place before i_size makes them visible.
+    if (auto done = volume().device().flush(); !done)
+        return fail(poison(std::move(done).error(), "flush"));
+    for (size_t i = 0; i < ranges.size(); ++i) {
+        if (prepared[i].new_size.value() == 0) continue;
+        // An earlier range of this batch may have grown the file already.
+        const FileState now = A4_TRY(read_file(volume(), ranges[i].inode, ranges[i].generation));
+        auto done = finish_growth(volume(), now, ranges[i].offset, Bytes(ranges[i].data.size()),
+                                  prepared[i].new_size);
+        forget(ranges[i].inode);
+        if (!done) return fail(poison(std::move(done).error(), "growing the file"));
+    }
+    return {};
+}
+
+Result<> AtomicWriter::retire_overlapping(const WriteRange& range) {
+    if (log_ && log_->overlaps_live(range.inode, range.offset, Bytes(range.data.size())))
+        return retire_all();
+    return {};
+}
+
+Result<> AtomicWriter::write_native(const WriteRange& range, const RangeShape& shape) {
+    // A live record, replayed later, would put older bytes over these.
+    A4_CHECK(retire_overlapping(range));
+    A4_CHECK(
+        volume().device().write_atomic(shape.device_offset, range.data).context("native write"));
+    touched_.insert(range.inode);
+    return {};
+}
+
+Result<WriteOutcome> AtomicWriter::write(const WriteRange& range, Engine engine) {
+    A4_CHECK(usable());
+    const Bytes length(range.data.size());
+    const FileState before = A4_TRY(file(range.inode, range.generation));
+    A4_CHECK(check_file(volume(), before));
+    const WriteLimits limits = write_limits(volume(), log_unit_max_);
+    const AtomicLimits& device = volume().device().atomic_limits();
+    // Native goes by the device's limits: whether there are any comes before what they are.
+    const Bytes unit_max = engine == Engine::Native
+                               ? (device.supported() ? limits.unit_max_native : Bytes(kUnitMax))
+                           : engine == Engine::Logged ? limits.unit_max_logged
+                                                      : limits.unit_max();
+    A4_CHECK(check_request(range.offset, length, limits.unit_min, unit_max));
+
+    WriteOutcome outcome;
+    if (engine != Engine::Logged) {
+        auto shape = A4_TRY(range_shape(volume(), before, range.offset, length));
+        // Holes and unwritten blocks before EOF are made ready for either engine.
+        if (device.supported() && !shape.beyond_eof && (shape.holes || shape.unwritten)) {
+            A4_CHECK(make_ready(volume(), before, range.offset, length, length));
+            forget(range.inode);
+            shape = A4_TRY(range_shape(volume(), A4_TRY(file(range.inode, range.generation)),
+                                       range.offset, length));
+        }
+        const auto can = check_native(volume(), shape, length);
+        if (can) {
+            A4_CHECK(write_native(range, shape));
+            outcome.engine = Engine::Native;
+            return outcome;
+        }
+        if (engine == Engine::Native) return fail(Error(can.error()));
+        outcome.why_not_native = can.error().message;
+        if (length > limits.unit_max_logged) return fail(Error(can.error()));
+    }
+    Prepared prepared = A4_TRY(prepare(range, length));
+    A4_CHECK(write_logged(std::span(&range, 1), std::span(&prepared, 1)));
+    return outcome;
+}
+
+Result<> AtomicWriter::write_batch(std::span<const WriteRange> ranges) {
+    A4_CHECK(usable());
+    if (ranges.empty()) return fail(EINVAL, "a batch without ranges");
+    const uint64_t block = volume().block_size().value();
+    uint64_t total = 0;
+    for (size_t i = 0; i < ranges.size(); ++i) {
+        const WriteRange& range = ranges[i];
+        const uint64_t offset = range.offset.value();
+        const uint64_t length = range.data.size();
+        if (length == 0 || length % block != 0 || offset % block != 0 || offset + length < offset) {
+            return fail(EINVAL,
+                        "batch range {}: {} bytes at {} are no multiples of the block size {}", i,
+                        length, offset, block);
+        }
+        for (size_t j = 0; j < i; ++j) {
+            if (ranges[j].inode == range.inode && ranges[j].offset.value() < offset + length &&
+                offset < ranges[j].offset.value() + ranges[j].data.size())
+                return fail(EINVAL, "batch ranges {} and {} overlap", j, i);
+        }
+        A4_CHECK(check_file(volume(), A4_TRY(file(range.inode, range.generation))));
+        total += length;
+    }
+    if (total > opened_.log_contents.superblock.capacity().value() / 4)
+        return fail(EMSGSIZE, "a batch of {} bytes is more than a quarter of the log", total);
+    std::vector<Prepared> prepared;
+    for (const WriteRange& range : ranges)
+        prepared.push_back(A4_TRY(prepare(range, volume().block_size())));
+    // Making one range ready may have changed the state of another one's file.
+    for (size_t i = 0; i < ranges.size(); ++i)
+        prepared[i].file = A4_TRY(file(ranges[i].inode, ranges[i].generation));
+    return write_logged(ranges, prepared);
+}
+
+Result<> AtomicWriter::write_plain(const WriteRange& range) {
+    A4_CHECK(usable());
+    if (range.data.empty()) return {};
+    if (range.offset.value() + range.data.size() < range.data.size())
+        return fail(EINVAL, "the offset {} is too large", range.offset);
+    A4_CHECK(check_file(volume(), A4_TRY(file(range.inode, range.generation))));
+    A4_CHECK(retire_overlapping(range));
+    const Prepared prepared = A4_TRY(prepare(range, volume().block_size()));
+    if (auto done = place_cached(prepared.file, range.offset, range.data); !done)
+        return std::move(done).context("plain write");
+    touched_.insert(range.inode);
+    if (prepared.new_size.value() > 0) {
+        A4_CHECK(volume().device().flush());
+        auto done = finish_growth(volume(), prepared.file, range.offset, Bytes(range.data.size()),
+                                  prepared.new_size);
+        forget(range.inode);
+        return done;
+    }
+    return {};
+}
+
+Result<Bytes> AtomicWriter::read(ext2_ino_t inode, ByteOffset offset, std::span<std::byte> into) {
+    const FileState state = A4_TRY(file(inode));
+    if (offset.value() >= state.size.value()) return Bytes(0);
+    into = into.first(std::min<uint64_t>(into.size(), state.size.value() - offset.value()));
+    const Bytes length(into.size());
+    A4_CHECK(visit_mappings(state, offset, length,
+                            [&](ByteOffset device_offset, Bytes part, MapState mapped) -> Result<> {
+                                const auto piece = into.first(part.value());
+                                into = into.subspan(part.value());
+                                if (mapped == MapState::Written)
+                                    return volume().device().read(device_offset, piece);
+                                std::memset(piece.data(), 0, piece.size());
+                                return {};
+                            }));
+    return length;
+}
+
+Result<> AtomicWriter::flush() {
+    A4_CHECK(usable());
+    if (auto done = volume().device().flush(); !done)
+        return fail(poison(std::move(done).error(), "flush"));
+    return {};
+}
+
+Result<> AtomicWriter::retire_all() {
+    A4_CHECK(usable());
+    if (!log_) return {};
+    A4_CHECK(flush());
+    log_->note_retired(log_->last_sequence());
+    if (auto done = log_->persist_retired(); !done)
+        return fail(poison(std::move(done).error(), "log superblock write"));
+    return {};
+}
+
+Result<> AtomicWriter::close() {
+    if (closed_) return {};
+    A4_CHECK(usable());
+    A4_CHECK(flush());
+    A4_CHECK(retire_all());
+    volume().preallocations().release_all();
+    for (const ext2_ino_t inode : touched_) A4_CHECK(touch_file(volume(), inode));
+    touched_.clear();
+    if (log_) {
+        if (auto done = log_->close(); !done)
+            return fail(poison(std::move(done).error(), "log superblock write"));
+        A4_CHECK(volume().write_needs_replay(false));
+    }
+    closed_ = true;
+    return {};
+}
+
+}  // namespace atomic4

@@ -1,0 +1,40 @@
+// Turning an ext4 volume into an atomic4 one, and back (FORMAT.md, "Enabling and disabling").
+//
+// Enabling: directory, log, lock file and volume attribute in one operation, then the gate bit,
+// backups first. Until the gate is set the volume is a plain ext4 with a directory /.atomic4 in it.
+// Disabling: the other way round, the gate last; interrupted, it is run again.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "ext4/atomic_file.h"
+
+namespace atomic4 {
+
+struct EnableOptions {
+    Bytes unit{0};                  // 0: 16 KiB, or the block size if that is larger
+    std::optional<Bytes> log_size;  // default: default_log_size
+};
+
+// 1/64 of the volume within 8 … 256 MiB; on volumes under 512 MiB 1/64, at least 256 KiB.
+Bytes default_log_size(Bytes volume_size);
+
+// The unit and log size that enable will use; EINVAL for impossible ones.
+struct EnablePlan {
+    Bytes unit;
+    Bytes log_size;
+};
+Result<EnablePlan> plan_enable(Bytes block_size, Bytes volume_size, const EnableOptions& options);
+
+// The volume was opened for writing without require_atomic4. EEXIST: it is enabled already.
+Result<EnablePlan> enable(Volume& volume, const EnableOptions& options);
+
+struct DisableReport {
+    std::vector<ext2_ino_t> released;  // files that lost the flag (force)
+};
+// EBUSY: atomic files exist, and force is not given.
+Result<DisableReport> disable(Volume& volume, bool force);
+
+}  // namespace atomic4

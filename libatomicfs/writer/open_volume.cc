@@ -1,0 +1,72 @@
+#include "writer/open_volume.h"
+
+#include "redo/volume_log.h"
+
+namespace atomic4 {
+
+namespace {
+
+Result<OpenVolume> open(std::unique_ptr<Device> device, const VolumeOptions& options) {
+    OpenVolume open;
+    open.volume = A4_TRY(Volume::open(std::move(device), options));
+    open.log = A4_TRY(open_log_device(*open.volume).context(open.volume->name()));
+    open.log_contents =
+        A4_TRY(read_log(*open.log, open.volume->attr()->log_id).context(open.volume->name()));
+    return open;
+}
+
+bool pending(const OpenVolume& open) {
+    return !open.log_contents.live.empty() || open.volume->needs_replay() ||
+           open.log_contents.end == LogEnd::Corrupt;
+}
+
+}  // namespace
+
+Result<OpenVolume> open_for_writing(std::unique_ptr<Device> device,
+                                    std::optional<bool> may_use_reserved) {
+    VolumeOptions options;
+    options.purpose = OpenFor::Write;
+    options.may_use_reserved = may_use_reserved;
+    OpenVolume opened = A4_TRY(open(std::move(device), options));
+    if (!pending(opened)) return opened;
+    const std::string name = opened.volume->name();
+    ReplayReport report = A4_TRY(
+        replay(*opened.volume, *opened.log, opened.log_contents, OnConflict::Keep).context(name));
+    if (!report.log_emptied) {
+        return fail(EUCLEAN,
+                    "{}: {}: run atomic4ctl recover (it explains; --force or --discard decide)",
+                    name,
+                    report.conflicts.empty() ? "the redo log is corrupt: " + report.end_detail
+                                             : report.conflicts.front());
+    }
+    opened.log_contents =
+        A4_TRY(read_log(*opened.log, opened.volume->attr()->log_id).context(name));
+    opened.replayed = std::move(report);
+    return opened;
+}
+
+Result<OpenVolume> open_for_reading(std::unique_ptr<Device> device) {
+    OpenVolume opened = A4_TRY(open(std::move(device), VolumeOptions{}));
+    if (!opened.log_contents.live.empty() || opened.log_contents.end == LogEnd::Corrupt) {
+        return fail(EBUSY,
+                    "{}: the redo log holds {} records to replay: run atomic4ctl recover first",
+                    opened.volume->name(), opened.log_contents.live.size());
+    }
+    return opened;
+}
+
+Result<ReplayReport> recover(std::unique_ptr<Device> device, OnConflict policy) {
+    VolumeOptions options;
+    options.purpose = OpenFor::Write;
+    OpenVolume opened = A4_TRY(open(std::move(device), options));
+    if (!pending(opened)) {
+        ReplayReport nothing;
+        nothing.end = opened.log_contents.end;
+        nothing.log_emptied = true;
+        return nothing;
+    }
+    return replay(*opened.volume, *opened.log, opened.log_contents, policy)
+        .context(opened.volume->name());
+}
+
+}  // namespace atomic4

@@ -1,0 +1,111 @@
+#include "writer/write_rules.h"
+
+#include "ext4/format.h"
+
+namespace atomic4 {
+
+const char* to_text(Engine engine) {
+    switch (engine) {
+        case Engine::Auto:
+            return "auto";
+        case Engine::Native:
+            return "native";
+        case Engine::Logged:
+            return "logged";
+    }
+    return "?";
+}
+
+Result<Engine> parse_engine(std::string_view text) {
+    for (const Engine engine : {Engine::Auto, Engine::Native, Engine::Logged}) {
+        if (text == to_text(engine)) return engine;
+    }
+    return fail(EINVAL, "engine '{}': want auto, native or logged", text);
+}
+
+Result<> check_request(ByteOffset offset, Bytes length, Bytes unit_min, Bytes unit_max) {
+    if (length < unit_min || length > unit_max) {
+        return fail(EINVAL, "an atomic write of {} bytes is outside the limits {}..{}", length,
+                    unit_min, unit_max);
+    }
+    if (!is_power_of_two(length.value()))
+        return fail(EINVAL, "the length {} is not a power of two", length);
+    if (!is_aligned(offset.value(), length.value()))
+        return fail(EINVAL, "the offset {} is not a multiple of the length {}", offset, length);
+    if (offset.value() + length.value() < offset.value())
+        return fail(EINVAL, "the offset {} is too large", offset);
+    return {};
+}
+
+Result<> check_file(const Volume& volume, const FileState& file) {
+    const std::string what = fmt::format("inode {}", file.number);
+    const uint32_t flags = file.inode.i_flags;
+    if (LINUX_S_ISDIR(file.inode.i_mode)) return fail(EISDIR, "{}: is a directory", what);
+    if (!LINUX_S_ISREG(file.inode.i_mode)) return fail(EINVAL, "{}: not a regular file", what);
+    if (volume.attr() && file.number == volume.attr()->log_inode)
+        return fail(EPERM, "{}: this is the redo log", what);
+    if ((flags & EXT2_APPEND_FL) != 0) return fail(EPERM, "{}: is append-only", what);
+    if ((flags & EXT2_IMMUTABLE_FL) != 0) return fail(EPERM, "{}: is immutable", what);
+    struct Unsupported {
+        uint32_t flag;
+        const char* name;
+    };
+    for (const auto& [flag, name] :
+         {Unsupported{EXT4_ENCRYPT_FL, "encrypted"}, Unsupported{EXT4_VERITY_FL, "a verity file"},
+          Unsupported{EXT2_COMPR_FL, "compressed"},
+          Unsupported{EXT4_INLINE_DATA_FL, "inline data"}}) {
+        if ((flags & flag) != 0) return fail(EOPNOTSUPP, "{}: is {}: no atomic writes", what, name);
+    }
+    if ((flags & EXT3_JOURNAL_DATA_FL) != 0) {
+        return fail(EIO,
+                    "{}: is in data=journal mode (chattr +j): its data is written twice by ext4",
+                    what);
+    }
+    const uint32_t mode = volume.fs()->super->s_default_mount_opts & EXT3_DEFM_JMODE;
+    if (mode == EXT3_DEFM_JMODE_DATA) {
+        return fail(EIO,
+                    "{}: the volume mounts in data=journal mode by default: tune2fs -o "
+                    "^journal_data first",
+                    what);
+    }
+    if (file.generation == 0) {
+        return fail(EOPNOTSUPP,
+                    "{}: has generation 0, so the log could not tell it from a later file: give it "
+                    "one with chattr -v, or copy the file",
+                    what);
+    }
+    return {};
+}
+
+Result<> check_native(const Volume& volume, const RangeShape& shape, Bytes length) {
+    const AtomicLimits& limits = volume.device().atomic_limits();
+    if (!limits.supported())
+        return fail(EOPNOTSUPP, "no native atomic writes here: {}", limits.why_not);
+    if (length < limits.unit_min || length > limits.unit_max) {
+        return fail(EINVAL, "{} bytes are outside the device's limits {}..{}", length,
+                    limits.unit_min, limits.unit_max);
+    }
+    if (shape.beyond_eof)
+        return fail(EIO, "the range lies beyond EOF: only the logged engine grows a file");
+    if (shape.holes) return fail(EIO, "the range has holes");
+    if (shape.unwritten) return fail(EIO, "the range has unwritten blocks");
+    if (!shape.one_written_run)
+        return fail(EIO, "the range is not one contiguous run on the device");
+    if (!is_aligned(shape.device_offset.value(), length.value())) {
+        return fail(EIO, "the range lies at {} on the device, which is not a multiple of {}",
+                    shape.device_offset, length);
+    }
+    return check_atomic_limits(limits, shape.device_offset, length);
+}
+
+WriteLimits write_limits(const Volume& volume, Bytes log_unit_max) {
+    const AtomicLimits& device = volume.device().atomic_limits();
+    WriteLimits limits;
+    limits.unit_min = volume.block_size();
+    limits.unit_max_logged = log_unit_max;
+    limits.unit_max_native = std::min(device.unit_max, Bytes(kUnitMax));
+    limits.why_not_native = device.why_not;
+    return limits;
+}
+
+}  // namespace atomic4

@@ -1,0 +1,149 @@
+#include "support/image.h"
+
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <map>
+#include <stdexcept>
+
+#include "base/crc32c.h"
+#include "base/endian.h"
+#include "ext4/format.h"
+#include "support/command.h"
+
+namespace atomic4::test {
+
+namespace {
+
+constexpr size_t kSuper = 1024;
+constexpr size_t kCompat = kSuper + 0x5c;
+constexpr size_t kIncompat = kSuper + 0x60;
+constexpr size_t kRoCompat = kSuper + 0x64;
+constexpr size_t kChecksum = kSuper + 0x3fc;
+
+uint32_t get32(const Image& image, size_t at) {
+    le32 value;
+    std::memcpy(&value, image.data() + at, sizeof value);
+    return value;
+}
+
+void put32(Image& image, size_t at, uint32_t number) {
+    const le32 value = number;
+    std::memcpy(image.data() + at, &value, sizeof value);
+}
+
+void set_checksum(Image& image) {
+    if ((get32(image, kRoCompat) & EXT4_FEATURE_RO_COMPAT_METADATA_CSUM) != 0)
+        put32(image, kChecksum, crc32c(~0u, std::span(image).subspan(kSuper, 0x3fc)));
+}
+
+void store(const Image& image, const std::string& path) {
+    std::ofstream(path, std::ios::binary)
+        .write(reinterpret_cast<const char*>(image.data()),
+               static_cast<std::streamsize>(image.size()));
+}
+
+Image load(const std::string& path) {
+    std::ifstream file(path, std::ios::binary | std::ios::ate);
+    Image image(static_cast<size_t>(file.tellg()));
+    file.seekg(0);
+    file.read(reinterpret_cast<char*>(image.data()), static_cast<std::streamsize>(image.size()));
+    return image;
+}
+
+// Passes everything on; the Volume owns this one, the test what is below.
+class Borrowed final : public Device {
+  public:
+    explicit Borrowed(Device& below) : below_(below) {}
+    Result<> read(ByteOffset offset, std::span<std::byte> into) override {
+        return below_.read(offset, into);
+    }
+    Result<> write(ByteOffset offset, std::span<const std::byte> from) override {
+        return below_.write(offset, from);
+    }
+    Result<> write_durable(ByteOffset offset, std::span<const std::byte> from) override {
+        return below_.write_durable(offset, from);
+    }
+    Result<> write_atomic(ByteOffset offset, std::span<const std::byte> from) override {
+        return below_.write_atomic(offset, from);
+    }
+    Result<> zero(ByteOffset offset, Bytes length) override { return below_.zero(offset, length); }
+    Result<> flush() override { return below_.flush(); }
+    Bytes size() const override { return below_.size(); }
+    const AtomicLimits& atomic_limits() const override { return below_.atomic_limits(); }
+    bool read_only() const override { return below_.read_only(); }
+    const std::string& name() const override { return below_.name(); }
+
+  private:
+    Device& below_;
+};
+
+}  // namespace
+
+std::unique_ptr<Device> borrowed(Device& device) {
+    return std::make_unique<Borrowed>(device);
+}
+
+Image make_ext4(uint64_t size, const std::vector<std::string>& arguments) {
+    static std::map<std::pair<uint64_t, std::vector<std::string>>, Image> made;
+    auto& image = made[{size, arguments}];
+    if (image.empty()) {
+        const TempDir dir;
+        const std::string path = dir.file("image");
+        std::vector<std::string> command{"mke2fs", "-q", "-F", "-t", "ext4"};
+        command.insert(command.end(), arguments.begin(), arguments.end());
+        command.insert(command.end(), {path, std::to_string(size / 1024) + "K"});
+        const CommandOutput result = run_command(command);
+        if (result.status != 0) throw std::runtime_error("mke2fs: " + result.output);
+        image = load(path);
+        image.resize(size);
+    }
+    return image;
+}
+
+Image make_atomic4(uint64_t size, const std::vector<std::string>& arguments,
+                   const EnableOptions& options) {
+    MemoryDevice memory(make_ext4(size, arguments));
+    VolumeOptions how;
+    how.purpose = OpenFor::Write;
+    how.require_atomic4 = false;
+    auto volume = Volume::open(borrowed(memory), how);
+    if (!volume) throw std::runtime_error(volume.error().message);
+    if (const auto plan = enable(**volume, options); !plan)
+        throw std::runtime_error(plan.error().message);
+    return std::move(memory.contents());
+}
+
+Image without_our_bits(Image image) {
+    put32(image, kCompat, get32(image, kCompat) & ~kFeatureCompatAtomic4);
+    put32(image, kIncompat, get32(image, kIncompat) & ~kFeatureIncompatNeedsReplay);
+    set_checksum(image);
+    return image;
+}
+
+Fsck e2fsck(const Image& image, const std::vector<std::string>& arguments, Image* repaired) {
+    const TempDir dir;
+    const std::string path = dir.file("image");
+    store(without_our_bits(image), path);
+    std::vector<std::string> command{"e2fsck", "-E", "no_optimize_extents"};
+    command.insert(command.end(), arguments.begin(), arguments.end());
+    command.push_back(path);
+    const CommandOutput result = run_command(command);
+    if (repaired != nullptr) {
+        Image fixed = load(path);
+        put32(fixed, kCompat,
+              get32(fixed, kCompat) | (get32(image, kCompat) & kFeatureCompatAtomic4));
+        put32(fixed, kIncompat,
+              get32(fixed, kIncompat) | (get32(image, kIncompat) & kFeatureIncompatNeedsReplay));
+        set_checksum(fixed);
+        *repaired = std::move(fixed);
+    }
+    return {result.status, result.output};
+}
+
+std::string fsck_complaints(const Image& image) {
+    const Fsck fsck = e2fsck(image, {"-fn"});
+    return fsck.status == 0 ? std::string() : fsck.output;
+}
+
+}  // namespace atomic4::test
