@@ -26,8 +26,7 @@ class LittleEndian {
 
   private:
     constexpr void set(Int value) {
-        for (size_t i = 0; i < sizeof(Int); ++i)
-            bytes_[i] = static_cast<uint8_t>(value >> (8 * i));
+        for (size_t i = 0; i < sizeof(Int); ++i) bytes_[i] = static_cast<uint8_t>(value >> (8 * i));
     }
     std::array<uint8_t, sizeof(Int)> bytes_{};
 };

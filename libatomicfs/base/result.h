@@ -58,18 +58,18 @@ tl::unexpected<Error> fail(int code, fmt::format_string<Args...> format, Args&&.
 }  // namespace atomic4
 
 // Unwraps a Result<T>, or returns its error from the enclosing function.
-#define A4_TRY(expression)                                                                     \
-    ({                                                                                         \
-        auto a4_result = (expression);                                                         \
-        if (!a4_result.has_value())                                                            \
-            return ::tl::unexpected<::atomic4::Error>(std::move(a4_result).error());           \
-        std::move(a4_result).value();                                                          \
+#define A4_TRY(expression)                                                           \
+    ({                                                                               \
+        auto a4_result = (expression);                                               \
+        if (!a4_result.has_value())                                                  \
+            return ::tl::unexpected<::atomic4::Error>(std::move(a4_result).error()); \
+        std::move(a4_result).value();                                                \
     })
 
 // The same for Result<void>.
-#define A4_CHECK(expression)                                                                   \
-    do {                                                                                       \
-        auto a4_result = (expression);                                                         \
-        if (!a4_result.has_value())                                                            \
-            return ::tl::unexpected<::atomic4::Error>(std::move(a4_result).error());           \
+#define A4_CHECK(expression)                                                         \
+    do {                                                                             \
+        auto a4_result = (expression);                                               \
+        if (!a4_result.has_value())                                                  \
+            return ::tl::unexpected<::atomic4::Error>(std::move(a4_result).error()); \
     } while (false)

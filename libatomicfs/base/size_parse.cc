@@ -41,7 +41,8 @@ Result<Bytes> parse_size(std::string_view text) {
     }
     const std::string_view suffix(rest, static_cast<size_t>(end - rest));
     const int shift = suffix_shift(suffix);
-    if (shift < 0) return fail(EINVAL, "size '{}': unknown suffix '{}' (K, M, G or T)", text, suffix);
+    if (shift < 0)
+        return fail(EINVAL, "size '{}': unknown suffix '{}' (K, M, G or T)", text, suffix);
     if ((value << shift) >> shift != value) return fail(EINVAL, "size '{}': too large", text);
     return Bytes(value << shift);
 }

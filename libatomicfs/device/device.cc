@@ -27,7 +27,8 @@ Result<> check_atomic_limits(const AtomicLimits& limits, ByteOffset offset, Byte
     const uint64_t boundary = limits.boundary.value();
     const uint64_t last_byte = (offset + length).value() - 1;
     if (boundary != 0 && offset.value() / boundary != last_byte / boundary) {
-        return fail(EINVAL, "the write of {} bytes at {} crosses the device's atomic boundary of {}",
+        return fail(EINVAL,
+                    "the write of {} bytes at {} crosses the device's atomic boundary of {}",
                     length, offset, boundary);
     }
     return {};

@@ -56,14 +56,12 @@ Result<> StagingDevice::write(ByteOffset offset, std::span<const std::byte> from
 }
 
 Result<> StagingDevice::write_durable(ByteOffset offset, std::span<const std::byte> from) {
-    if (staging_)
-        return fail(EINVAL, "{}: a durable write inside a metadata operation", name());
+    if (staging_) return fail(EINVAL, "{}: a durable write inside a metadata operation", name());
     return below_.write_durable(offset, from);
 }
 
 Result<> StagingDevice::write_atomic(ByteOffset offset, std::span<const std::byte> from) {
-    if (staging_)
-        return fail(EINVAL, "{}: an atomic write inside a metadata operation", name());
+    if (staging_) return fail(EINVAL, "{}: an atomic write inside a metadata operation", name());
     return below_.write_atomic(offset, from);
 }
 

@@ -1,14 +1,14 @@
 // Power-of-two aligned allocation (RFC patches 2 and 3; the kernel's CR_POWER2_ALIGNED).
 //
 // Alignment equals length: a run of 2^order blocks starts at a multiple of 2^order, absolute from
-// the start of the device. Groups are not aligned that way (with 1 KiB blocks the first group starts
-// at block 1, which is what John Garry's WARN in the RFC thread was about), so the allocator looks
-// at *zones*: zone z is the blocks [z·Z, (z+1)·Z), Z = 8 × block size, whatever groups they lie in.
-// Every aligned run of up to Z blocks lies in one zone.
+// the start of the device. Groups are not aligned that way (with 1 KiB blocks the first group
+// starts at block 1, which is what John Garry's WARN in the RFC thread was about), so the allocator
+// looks at *zones*: zone z is the blocks [z·Z, (z+1)·Z), Z = 8 × block size, whatever groups they
+// lie in. Every aligned run of up to Z blocks lies in one zone.
 //
-// State is lazy: a zone starts with an upper bound from the descriptors' free counts, and its largest
-// aligned order is computed when it is first asked. A request that fails has read every zone that
-// could have served it; then ENOSPC is certain, and nothing has changed.
+// State is lazy: a zone starts with an upper bound from the descriptors' free counts, and its
+// largest aligned order is computed when it is first asked. A request that fails has read every
+// zone that could have served it; then ENOSPC is certain, and nothing has changed.
 //
 // Reserved runs (inode_prealloc.h) exist in memory only and hide from everybody else's requests.
 //

@@ -55,7 +55,8 @@ uint32_t count_used(const GroupBitmaps::Bits& bits, uint32_t bit_count) {
 }  // namespace
 
 std::vector<std::byte> GroupDescriptors::copy_of(uint32_t group) const {
-    const auto* raw = reinterpret_cast<const std::byte*>(ext2fs_group_desc(fs_, fs_->group_desc, group));
+    const auto* raw =
+        reinterpret_cast<const std::byte*>(ext2fs_group_desc(fs_, fs_->group_desc, group));
     return {raw, raw + EXT2_DESC_SIZE(fs_->super)};
 }
 
@@ -179,10 +180,10 @@ Result<std::shared_ptr<GroupBitmaps::Bits>> GroupBitmaps::load(uint32_t group) {
         if (block < fs_->super->s_first_data_block || block >= ext2fs_blocks_count(fs_->super))
             return fail(EUCLEAN, "group {}: bitmap at impossible block {}: the volume needs e2fsck",
                         group, block);
-        A4_CHECK(device_
-                     .read(ByteOffset(block * fs_->blocksize),
-                           std::as_writable_bytes(std::span(*bits)))
-                     .context(fmt::format("group {}: bitmap", group)));
+        A4_CHECK(
+            device_
+                .read(ByteOffset(block * fs_->blocksize), std::as_writable_bytes(std::span(*bits)))
+                .context(fmt::format("group {}: bitmap", group)));
     }
     A4_CHECK(verify(group, *bits));
     trim();

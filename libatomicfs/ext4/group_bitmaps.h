@@ -92,7 +92,7 @@ class GroupBitmaps {
     GroupDescriptors& descriptors_;
     Kind kind_;
     std::unordered_map<uint32_t, Entry> cache_;
-    std::list<uint32_t> by_age_;  // clean and dirty, oldest first
+    std::list<uint32_t> by_age_;                        // clean and dirty, oldest first
     std::map<uint32_t, std::shared_ptr<Bits>> before_;  // as the operation found them
     std::set<uint32_t> dirty_;
 };

@@ -35,8 +35,7 @@ Result<PblkRun> InodePreallocations::take(std::vector<Window>& windows, size_t i
     windows.erase(windows.begin() + static_cast<std::ptrdiff_t>(index));
     if (before.value() > 0) windows.push_back({window.lblk, {window.run.start, before}});
     const Blocks after = window.run.length - before - length;
-    if (after.value() > 0)
-        windows.push_back({lblk + length, {part.start + length, after}});
+    if (after.value() > 0) windows.push_back({lblk + length, {part.start + length, after}});
     return part;
 }
 

@@ -54,9 +54,7 @@ Result<> write_backup_superblocks(ext2_filsys fs, Device& device) {
         copy.s_state = static_cast<uint16_t>(copy.s_state & ~EXT2_VALID_FS);
         ext2fs_clear_feature_journal_needs_recovery(&copy);
         A4_CHECK(check_errcode(ext2fs_superblock_csum_set(fs, &copy), "superblock checksum"));
-        A4_CHECK(device
-                     .write(copy_offset(fs, group),
-                            std::as_bytes(std::span(&copy, 1)))
+        A4_CHECK(device.write(copy_offset(fs, group), std::as_bytes(std::span(&copy, 1)))
                      .context(fmt::format("superblock copy in group {}", group)));
     }
     return {};
@@ -66,9 +64,7 @@ Result<std::vector<BackupSuperblock>> read_backup_superblocks(ext2_filsys fs, De
     std::vector<BackupSuperblock> backups;
     ext2_super_block copy;
     for (const uint32_t group : A4_TRY(backup_groups(fs))) {
-        A4_CHECK(device
-                     .read(copy_offset(fs, group),
-                           std::as_writable_bytes(std::span(&copy, 1)))
+        A4_CHECK(device.read(copy_offset(fs, group), std::as_writable_bytes(std::span(&copy, 1)))
                      .context(fmt::format("superblock copy in group {}", group)));
         BackupSuperblock backup;
         backup.group = group;

@@ -1,8 +1,8 @@
 // The primary superblock and its backups, as a set.
 //
-// libext2fs writes only the primary by default (F15); the gate bit must stand in every copy, since a
-// stock e2fsck -b on a copy without it would run and drop it. This writes the copies itself, whole,
-// and in the order that the caller needs. Units: blocks of the filesystem.
+// libext2fs writes only the primary by default (F15); the gate bit must stand in every copy, since
+// a stock e2fsck -b on a copy without it would run and drop it. This writes the copies itself,
+// whole, and in the order that the caller needs. Units: blocks of the filesystem.
 #pragma once
 
 #include <ext2fs/ext2fs.h>

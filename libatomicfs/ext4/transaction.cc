@@ -110,8 +110,8 @@ Result<> Transaction::commit(Order order) {
         descriptor_blocks.insert(group / EXT2_DESC_PER_BLOCK(fs->super));
     }
     for (const uint64_t index : descriptor_blocks) {
-        const uint64_t block =
-            ext2fs_descriptor_block_loc2(fs, fs->super->s_first_data_block, static_cast<dgrp_t>(index));
+        const uint64_t block = ext2fs_descriptor_block_loc2(fs, fs->super->s_first_data_block,
+                                                            static_cast<dgrp_t>(index));
         const auto* raw = reinterpret_cast<const std::byte*>(fs->group_desc) + index * block_size;
         bitmaps[block] = std::span(raw, block_size);
         A4_CHECK(keep_old(block));
@@ -132,7 +132,8 @@ Result<> Transaction::commit(Order order) {
         for (const Images* step : steps) {
             // The first flush also covers data that the caller zeroed.
             const bool super_now = step == &inodes && super_changed;
-            if (step->empty() && !super_now && !(written.empty() && step == steps.front())) continue;
+            if (step->empty() && !super_now && !(written.empty() && step == steps.front()))
+                continue;
             written.push_back(step);
             A4_CHECK(write_images(*step));
             if (super_now) A4_CHECK(write_primary_superblock(fs, volume_.device()));
@@ -155,9 +156,10 @@ Result<> Transaction::commit(Order order) {
             flush_failed = !undone;
         }
         if (flush_failed) {
-            volume_.poison(Error{EIO, fmt::format("an earlier metadata write failed and could not be "
-                                                  "undone (in doubt): {}",
-                                                  error.message)});
+            volume_.poison(
+                Error{EIO, fmt::format("an earlier metadata write failed and could not be "
+                                       "undone (in doubt): {}",
+                                       error.message)});
             error.message += "; what was written is in doubt: check the volume with e2fsck";
             error.code = EIO;
         }

@@ -69,8 +69,10 @@ Result<VolumeAttr> VolumeAttr::parse(std::string_view text) {
         const std::string_view key = word.substr(0, equals);
         const std::string_view value =
             equals == word.npos ? std::string_view{} : word.substr(equals + 1);
-        bool* const seen = key == "version" ? &version : key == "unit" ? &unit : key == "log" ? &log
-                                                                                   : nullptr;
+        bool* const seen = key == "version" ? &version
+                           : key == "unit"  ? &unit
+                           : key == "log"   ? &log
+                                            : nullptr;
         if (seen == nullptr) {
             attr.unknown.emplace_back(word);
             continue;

@@ -18,7 +18,7 @@
 namespace atomic4 {
 
 struct VolumeAttr {
-    Bytes unit;                // default unit of new files
+    Bytes unit;  // default unit of new files
     uint32_t log_inode = 0;
     uint32_t log_generation = 0;
     std::array<uint8_t, 16> log_id{};

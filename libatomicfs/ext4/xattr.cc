@@ -46,8 +46,9 @@ Result<std::optional<std::string>> read_xattr(ext2_filsys fs, ext2_ino_t inode, 
 Result<> write_xattr(ext2_filsys fs, ext2_ino_t inode, const char* name,
                      const std::optional<std::string>& value) {
     const auto xattrs = A4_TRY(Xattrs::open(fs, inode));
-    const errcode_t code = value ? ext2fs_xattr_set(xattrs->get(), name, value->data(), value->size())
-                                 : ext2fs_xattr_remove(xattrs->get(), name);
+    const errcode_t code = value
+                               ? ext2fs_xattr_set(xattrs->get(), name, value->data(), value->size())
+                               : ext2fs_xattr_remove(xattrs->get(), name);
     A4_CHECK(check_errcode(code, fmt::format("xattr {} of inode {}", name, inode)));
     return xattrs->close();
 }

@@ -7,11 +7,11 @@
 
 #include "base/crc32c.h"
 #include "base/random.h"
+#include "ext4/format.h"
 
 namespace atomic4 {
 namespace {
 
-constexpr Bytes kUnitMax{4 << 20};
 // Keeps header_length inside its 32 bits, and one record inside one write(2).
 constexpr Bytes kRecordMax{1 << 30};
 
@@ -113,8 +113,8 @@ RedoLog::RedoLog(Device& log, const LogState& state, size_t in_force)
       noted_retired_(state.retired),
       durable_retired_(state.retired) {}
 
-Bytes RedoLog::unit_max() const {
-    return std::min(kUnitMax, Bytes(std::bit_floor(capacity().value() / 4)));
+Bytes log_unit_max(Bytes capacity) {
+    return Bytes(std::min(kUnitMax, std::bit_floor(capacity.value() / 4)));
 }
 
 Bytes RedoLog::record_max() const {

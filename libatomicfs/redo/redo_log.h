@@ -35,6 +35,10 @@
 
 namespace atomic4 {
 
+// The longest single write that a log of this capacity promises: min(4 MiB, largest power of two
+// <= capacity / 4).
+Bytes log_unit_max(Bytes capacity);
+
 class RedoLog {
   public:
     // A new, empty log over the whole device, rounded down to log blocks. Whatever was there is
@@ -47,8 +51,7 @@ class RedoLog {
                                                   SessionStamp stamp);
 
     Bytes capacity() const { return state_.capacity(); }
-    // The longest single write that is promised: min(4 MiB, largest power of two <= capacity / 4).
-    Bytes unit_max() const;
+    Bytes unit_max() const { return log_unit_max(capacity()); }
     // The longest record: half the ring, at most 1 GiB. It fits wherever the head stands once the
     // log is empty.
     Bytes record_max() const;

@@ -24,8 +24,8 @@ uint64_t chunk_blocks(const Volume& volume) {
 
 Result<std::unique_ptr<AtomicWriter>> AtomicWriter::open(OpenVolume opened) {
     std::unique_ptr<AtomicWriter> writer(new AtomicWriter(std::move(opened)));
-    const uint64_t capacity = writer->opened_.log_contents.superblock.capacity().value();
-    writer->log_unit_max_ = Bytes(std::min(kUnitMax, std::bit_floor(capacity / 4)));
+    writer->log_unit_max_ =
+        atomic4::log_unit_max(writer->opened_.log_contents.superblock.capacity());
     return writer;
 }
 

@@ -1,0 +1,95 @@
+// The commands of atomic4ctl: one file each. A command takes its options, does the work through the
+// library, and prints its report, as text or as JSON (documented in atomic4ctl(8)).
+//
+// The result is the exit status for what the report says (0 fine, 1 problems found); an Error is
+// exit 1 with one line on stderr.
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "base/units.h"
+#include "common/context.h"
+#include "redo/replay.h"
+#include "writer/write_rules.h"
+
+namespace atomic4::tools {
+
+struct EnableCommand {
+    std::string device;
+    Bytes unit{0};
+    std::optional<Bytes> log_size;
+};
+Result<int> run(const Context& context, const EnableCommand& command);
+
+struct DisableCommand {
+    std::string device;
+    bool force = false;
+};
+Result<int> run(const Context& context, const DisableCommand& command);
+
+struct InfoCommand {
+    std::string device;
+};
+Result<int> run(const Context& context, const InfoCommand& command);
+
+struct RecoverCommand {
+    std::string device;
+    OnConflict policy = OnConflict::Keep;
+};
+Result<int> run(const Context& context, const RecoverCommand& command);
+
+struct LsCommand {
+    std::string device;
+};
+Result<int> run(const Context& context, const LsCommand& command);
+
+struct PreallocCommand {
+    std::string device;
+    std::string path;
+    Bytes size;
+    std::optional<Bytes> unit;  // default: the volume's
+    uint16_t mode = 0644;
+    uint32_t uid = 0;
+    uint32_t gid = 0;
+};
+Result<int> run(const Context& context, const PreallocCommand& command);
+
+struct StatusCommand {
+    std::string device;
+    std::string path;
+};
+Result<int> run(const Context& context, const StatusCommand& command);
+
+struct CheckCommand {
+    std::string device;
+    std::optional<std::string> path;  // the whole volume without it
+};
+Result<int> run(const Context& context, const CheckCommand& command);
+
+struct MapCommand {
+    std::string device;
+    std::string path;
+};
+Result<int> run(const Context& context, const MapCommand& command);
+
+struct WriteCommand {
+    std::string device;
+    std::string path;
+    ByteOffset offset;
+    std::optional<Bytes> length;  // default: all of the input
+    std::string from = "-";       // a file, or standard input
+    bool plain = false;
+    Engine engine = Engine::Auto;
+};
+Result<int> run(const Context& context, const WriteCommand& command);
+
+struct ReadCommand {
+    std::string device;
+    std::string path;
+    ByteOffset offset;
+    Bytes length;
+};
+Result<int> run(const Context& context, const ReadCommand& command);
+
+}  // namespace atomic4::tools

@@ -1,0 +1,31 @@
+#include "writer/enable.h"
+
+#include <nlohmann/json.hpp>
+
+#include "atomic4ctl/commands.h"
+#include "base/size_parse.h"
+#include "common/fstab_note.h"
+#include "common/open.h"
+#include "common/progress.h"
+
+namespace atomic4::tools {
+
+Result<int> run(const Context& context, const EnableCommand& command) {
+    const Progress progress("enabling atomic4");
+    const auto volume = A4_TRY(open_any_to_write(context, command.device));
+    const EnablePlan plan = A4_TRY(enable(*volume, {command.unit, command.log_size}));
+    warn_about_device(context, volume->device(), plan.unit);
+    warn_about_fstab(context, *volume);
+    if (context.json) {
+        const nlohmann::json report = {{"device", command.device},
+                                       {"unit", plan.unit.value()},
+                                       {"log_size", plan.log_size.value()}};
+        context.print(report.dump(2) + "\n");
+    } else {
+        context.print(fmt::format("{}: atomic4 enabled, unit {}, redo log {}\n", command.device,
+                                  format_size(plan.unit), format_size(plan.log_size)));
+    }
+    return 0;
+}
+
+}  // namespace atomic4::tools

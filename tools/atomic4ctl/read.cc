@@ -1,0 +1,34 @@
+#include <algorithm>
+
+#include "atomic4ctl/commands.h"
+#include "common/open.h"
+#include "ext4/path.h"
+#include "writer/atomic_writer.h"
+
+namespace atomic4::tools {
+
+Result<int> run(const Context& context, const ReadCommand& command) {
+    constexpr uint64_t kPiece = uint64_t{4} << 20;
+    auto opened = A4_TRY(open_for_reading(
+        A4_TRY(context.open_device(command.device, Access::ReadOnly, Sharing::Exclusive))));
+    auto reader = A4_TRY(AtomicWriter::open(std::move(opened)));
+    const ext2_ino_t inode = A4_TRY(lookup(reader->volume(), command.path));
+    const FileState file = A4_TRY(reader->file(inode).context(command.path));
+    if (!LINUX_S_ISREG(file.inode.i_mode))
+        return fail(EINVAL, "{}: not a regular file", command.path);
+    std::vector<std::byte> buffer;
+    for (uint64_t done = 0; done < command.length.value();) {
+        buffer.resize(std::min(kPiece, command.length.value() - done));
+        const Bytes n =
+            A4_TRY(reader->read(inode, command.offset + Bytes(done), buffer).context(command.path));
+        if (n.value() == 0) break;  // EOF
+        context.out.write(reinterpret_cast<const char*>(buffer.data()),
+                          static_cast<std::streamsize>(n.value()));
+        done += n.value();
+    }
+    context.out.flush();
+    if (!context.out) return fail(EIO, "standard output: write failed");
+    return 0;
+}
+
+}  // namespace atomic4::tools

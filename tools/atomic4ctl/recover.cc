@@ -1,0 +1,49 @@
+#include <nlohmann/json.hpp>
+
+#include "atomic4ctl/commands.h"
+#include "common/open.h"
+#include "common/progress.h"
+
+namespace atomic4::tools {
+
+Result<int> run(const Context& context, const RecoverCommand& command) {
+    const Progress progress("recovering");
+    const ReplayReport report = A4_TRY(
+        recover(A4_TRY(context.open_device(command.device, Access::ReadWrite, Sharing::Exclusive)),
+                command.policy));
+    if (context.json) {
+        const nlohmann::json json = {{"device", command.device},
+                                     {"records_replayed", report.records},
+                                     {"bytes_replayed", report.bytes.value()},
+                                     {"skipped", report.skipped},
+                                     {"conflicts", report.conflicts},
+                                     {"records_discarded", report.discarded},
+                                     {"log_end", to_text(report.end)},
+                                     {"log_end_detail", report.end_detail},
+                                     {"log_emptied", report.log_emptied}};
+        context.print(json.dump(2) + "\n");
+        return report.log_emptied ? 0 : 1;
+    }
+    std::string text = fmt::format("{}: {} records replayed ({} bytes)", command.device,
+                                   report.records, report.bytes);
+    if (report.discarded > 0) text += fmt::format(", {} discarded", report.discarded);
+    text += "\n";
+    for (const std::string& line : report.skipped) text += fmt::format("  skipped: {}\n", line);
+    for (const std::string& line : report.conflicts) {
+        text += fmt::format("  conflict{}: {}\n",
+                            command.policy == OnConflict::Force ? ", forced" : "", line);
+    }
+    if (report.end == LogEnd::TornTail)
+        text += "  the last record was torn: it was never acknowledged\n";
+    if (report.end == LogEnd::Corrupt)
+        text += fmt::format("  the log is corrupt: {}\n", report.end_detail);
+    if (!report.log_emptied) {
+        text +=
+            "  the log is kept: --force replays over newer bytes and accepts the loss of what "
+            "can't be read, --discard drops what is left\n";
+    }
+    context.print(text);
+    return report.log_emptied ? 0 : 1;
+}
+
+}  // namespace atomic4::tools

@@ -1,0 +1,47 @@
+#include "common/context.h"
+
+#include <spdlog/sinks/stdout_sinks.h>
+#include <spdlog/spdlog.h>
+
+#include <iostream>
+
+#include "device/ownership.h"
+
+namespace atomic4::tools {
+
+Result<std::unique_ptr<Device>> open_real_device(const std::string& path, Access access,
+                                                 Sharing sharing) {
+    FileDeviceOptions options;
+    options.access = access;
+    options.exclusive = sharing == Sharing::Exclusive;
+    if (sharing == Sharing::Exclusive) A4_CHECK(refuse_if_in_use(path));
+    std::unique_ptr<Device> device = A4_TRY(FileDevice::open(path, options));
+    // Between the first look and the lock somebody may have come.
+    if (sharing == Sharing::Exclusive) A4_CHECK(refuse_if_in_use(path));
+    return device;
+}
+
+namespace {
+
+std::shared_ptr<spdlog::logger> logger_of(const std::string& name) {
+    auto logger = spdlog::get(name);
+    if (!logger) {
+        logger = spdlog::stderr_logger_st(name);
+        logger->set_pattern("%n: %v");
+    }
+    return logger;
+}
+
+}  // namespace
+
+Context program_context(const std::string& name) {
+    return Context{open_real_device, std::cout,
+                   [name](const std::string& text) { logger_of(name)->warn("warning: {}", text); },
+                   false};
+}
+
+void report_error(const std::string& name, const Error& error) {
+    logger_of(name)->error("{}", error.message);
+}
+
+}  // namespace atomic4::tools

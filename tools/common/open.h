@@ -1,0 +1,17 @@
+// How commands open volumes.
+#pragma once
+
+#include "common/context.h"
+#include "writer/open_volume.h"
+
+namespace atomic4::tools {
+
+// For changing: replays a non-empty log first, and says so.
+Result<OpenVolume> open_to_write(const Context& context, const std::string& device);
+// For looking at metadata; live records are no obstacle.
+Result<std::unique_ptr<Volume>> open_to_look(const Context& context, const std::string& device);
+// For enable and disable: any ext4.
+Result<std::unique_ptr<Volume>> open_any_to_write(const Context& context,
+                                                  const std::string& device);
+
+}  // namespace atomic4::tools

@@ -1,0 +1,177 @@
+#include "mkfs/mkfs.h"
+
+#include <blkid/blkid.h>
+#include <spawn.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <cstring>
+#include <sstream>
+
+#include "base/size_parse.h"
+#include "common/fstab_note.h"
+#include "common/open.h"
+#include "common/progress.h"
+#include "device/ownership.h"
+#include "ext4/format.h"
+#include "writer/enable.h"
+
+extern char** environ;
+
+namespace atomic4::tools {
+
+namespace {
+
+// Features that would make a volume which cannot be enabled: refused before formatting.
+Result<> check_wishes(const MkfsCommand& command) {
+    std::string words = command.features;
+    for (char& c : words) {
+        if (c == ',') c = ' ';
+    }
+    std::istringstream stream(words);
+    for (std::string word; stream >> word;) {
+        for (const char* refused : {"bigalloc", "quota", "project", "inline_data", "casefold",
+                                    "mmp", "journal_dev", "shared_blocks"}) {
+            if (word == refused)
+                return fail(EOPNOTSUPP, "-O {}: atomic4 does not support it", word);
+        }
+        if (word == "^extent" || word == "^extents")
+            return fail(EOPNOTSUPP, "-O {}: atomic4 needs extents", word);
+    }
+    const uint64_t block_size = command.block_size.value_or(1024);
+    if (block_size > 4096)
+        return fail(EOPNOTSUPP, "-b {}: atomic4 supports block sizes 1024, 2048 and 4096",
+                    block_size);
+    const uint64_t unit = command.unit.value_or(Bytes(kUnitDefault)).value();
+    if (!is_power_of_two(unit) || unit < block_size || unit > kUnitMax) {
+        return fail(EINVAL, "-u {}: want a power of two from the block size to {}", unit,
+                    format_size(Bytes(kUnitMax)));
+    }
+    return {};
+}
+
+Result<> refuse_known_signature(const std::string& device) {
+    blkid_probe probe = blkid_new_probe_from_filename(device.c_str());
+    if (probe == nullptr) return {};  // mke2fs will say what is wrong with it
+    blkid_probe_enable_superblocks(probe, 1);
+    blkid_probe_enable_partitions(probe, 1);
+    std::string found;
+    const char* value = nullptr;
+    const int probed = blkid_do_safeprobe(probe);
+    if (probed == -2) {
+        found = "several signatures";
+    } else if (probed == 0) {
+        for (const char* name : {"TYPE", "PTTYPE"}) {
+            if (found.empty() && blkid_probe_lookup_value(probe, name, &value, nullptr) == 0)
+                found = value;
+        }
+    }
+    blkid_free_probe(probe);
+    if (found.empty()) return {};
+    return fail(EEXIST, "{}: holds {} already: -F overwrites it", device, found);
+}
+
+// mke2fs runs with our terminal, so an interrupt reaches it too; we wait for what becomes of it.
+Result<> run_mke2fs(const MkfsCommand& command) {
+    std::vector<std::string> arguments{"mke2fs", "-t", "ext4"};
+    arguments.insert(arguments.end(), command.mke2fs_options.begin(), command.mke2fs_options.end());
+    arguments.push_back(command.device);
+    if (command.size) arguments.push_back(*command.size);
+    std::vector<char*> argv;
+    for (std::string& argument : arguments) argv.push_back(argument.data());
+    argv.push_back(nullptr);
+
+    struct sigaction ignore{};
+    struct sigaction interrupt_before{};
+    ignore.sa_handler = SIG_IGN;
+    sigaction(SIGINT, &ignore, &interrupt_before);
+    posix_spawnattr_t attributes;
+    posix_spawnattr_init(&attributes);
+    sigset_t defaults;
+    sigemptyset(&defaults);
+    sigaddset(&defaults, SIGINT);
+    posix_spawnattr_setsigdefault(&attributes, &defaults);
+    posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGDEF);
+    const std::string path =
+        std::string(getenv("PATH") != nullptr ? getenv("PATH") : "/usr/bin") + ":/usr/sbin:/sbin";
+    setenv("PATH", path.c_str(), 1);
+    pid_t pid = -1;
+    const int error = posix_spawnp(&pid, "mke2fs", nullptr, &attributes, argv.data(), environ);
+    posix_spawnattr_destroy(&attributes);
+    if (error != 0)
+        return fail(
+            Error::from_errno(error, "mke2fs cannot be run (it is in the package e2fsprogs)"));
+    int status = 0;
+    while (waitpid(pid, &status, 0) < 0 && errno == EINTR) {
+    }
+    // From here to the end an interrupt would leave a half-enabled volume: it stays ignored.
+    if (WIFSIGNALED(status)) {
+        return fail(EINTR,
+                    "mke2fs was stopped by signal {} ({}): {} holds no usable filesystem now",
+                    WTERMSIG(status), strsignal(WTERMSIG(status)), command.device);
+    }
+    if (WEXITSTATUS(status) != 0)
+        return fail(EIO, "mke2fs failed with exit status {}: atomic4 was not enabled",
+                    WEXITSTATUS(status));
+    return {};
+}
+
+Result<EnablePlan> enable_new(const Context& context, const MkfsCommand& command) {
+    const Progress progress("enabling atomic4");
+    const auto volume = A4_TRY(open_any_to_write(context, command.device));
+    EnableOptions options;
+    options.unit = command.unit.value_or(Bytes(0));
+    options.log_size = command.log_size;
+    const EnablePlan plan = A4_TRY(enable(*volume, options));
+    if (!command.quiet) {
+        warn_about_device(context, volume->device(), plan.unit);
+        warn_about_fstab(context, *volume);
+    }
+    return plan;
+}
+
+}  // namespace
+
+Result<int> run(const Context& context, const MkfsCommand& command) {
+    A4_CHECK(check_wishes(command));
+    struct stat info{};
+    const bool exists = stat(command.device.c_str(), &info) == 0;
+    if (!exists && (command.dry_run || !command.size)) {
+        return fail(
+            ENOENT, "{}: does not exist{}", command.device,
+            command.dry_run ? " (-n creates nothing)" : ": to make an image, give its SIZE");
+    }
+    if (exists && !S_ISREG(info.st_mode) && !S_ISBLK(info.st_mode))
+        return fail(EINVAL, "{}: neither a block device nor a regular file", command.device);
+    if (exists) {
+        A4_CHECK(refuse_if_in_use(command.device));
+        if (!command.force) A4_CHECK(refuse_known_signature(command.device));
+        // Locked by another, not writable: better known before mke2fs has begun.
+        if (!command.dry_run)
+            A4_CHECK(context.open_device(command.device, Access::ReadWrite, Sharing::Exclusive));
+    }
+    A4_CHECK(run_mke2fs(command));
+    if (command.dry_run) {
+        context.print(fmt::format(
+            "{}: would then enable atomic4, unit {}, redo log {}; nothing was changed\n",
+            command.device, format_size(command.unit.value_or(Bytes(kUnitDefault))),
+            command.log_size ? format_size(*command.log_size)
+                             : std::string("1/64 of the volume, at most 256M")));
+        return 0;
+    }
+    auto plan = enable_new(context, command);
+    if (!plan) {
+        Error error = std::move(plan).error();
+        error.message += fmt::format("; {} holds a plain ext4 without atomic4", command.device);
+        return fail(std::move(error));
+    }
+    if (!command.quiet) {
+        context.print(fmt::format("{}: atomic4 enabled, unit {}, redo log {}\n", command.device,
+                                  format_size(plan->unit), format_size(plan->log_size)));
+    }
+    return 0;
+}
+
+}  // namespace atomic4::tools

@@ -1,0 +1,31 @@
+// mkfs.atomic4: stock mke2fs formats, then atomic4 is enabled.
+//
+// Before anything is written: the device is nobody else's, holds nothing known (or -F), and what
+// was asked for is something that atomic4 can enable afterwards. If enabling fails, a plain, clean
+// ext4 is left, and that is said.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/units.h"
+#include "common/context.h"
+
+namespace atomic4::tools {
+
+struct MkfsCommand {
+    std::string device;
+    std::optional<std::string> size;          // as mke2fs takes it
+    std::vector<std::string> mke2fs_options;  // passed on
+    std::string features;                     // the -O words, to be looked at first
+    std::optional<uint64_t> block_size;       // -b, likewise
+    std::optional<Bytes> unit;
+    std::optional<Bytes> log_size;
+    bool force = false;
+    bool dry_run = false;
+    bool quiet = false;
+};
+Result<int> run(const Context& context, const MkfsCommand& command);
+
+}  // namespace atomic4::tools
