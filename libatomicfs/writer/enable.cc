@@ -4,6 +4,7 @@
 #include <bit>
 
 #include "base/random.h"
+#include "base/text.h"
 #include "ext4/errcode.h"
 #include "ext4/format.h"
 #include "ext4/path.h"
@@ -188,11 +189,10 @@ Result<DisableReport> disable(Volume& volume, bool force) {
     }
     if (!report.released.empty() && !force) {
         const auto paths = A4_TRY(paths_of(volume, {report.released.front()}));
-        return fail(
-            EBUSY, "{}: {} atomic files exist (first: {}): remove them, or --force to release them",
-            volume.name(), report.released.size(),
-            paths.empty() ? fmt::format("inode {}", report.released.front())
-                          : paths.begin()->second);
+        return fail(EBUSY, "{}: {} in use (first: {}): remove them, or --force to release them",
+                    volume.name(), counted(report.released.size(), "atomic file"),
+                    paths.empty() ? fmt::format("inode {}", report.released.front())
+                                  : paths.begin()->second);
     }
     for (const ext2_ino_t inode : report.released) A4_CHECK(release_file(volume, inode));
     A4_CHECK(remove_parts(volume).context("disable"));
