@@ -25,12 +25,12 @@ mkdir mnt
 say() { printf '\n# %s\n' "$*"; }
 show() {
     printf '$ %s\n' "$*"
-    "$@" 2>&1
+    "$@" 2>&1 | sed "s|$work/||g"
 }
 # The same for commands that have to fail.
 show_refused() {
     printf '$ %s\n' "$*"
-    if "$@" 2>&1; then
+    if "$@" 2>&1 | sed "s|$work/||g"; then
         echo "demo: this should have been refused" >&2
         exit 1
     fi

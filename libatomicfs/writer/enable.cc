@@ -155,13 +155,27 @@ Result<EnablePlan> enable(Volume& volume, const EnableOptions& options) {
         return fail(Error(*volume.attr_error()));
     const Bytes volume_size(ext2fs_blocks_count(volume.fs()->super) * volume.block_size().value());
     const EnablePlan plan = A4_TRY(plan_enable(volume.block_size(), volume_size, options));
+    if (volume.attr()) {
+        // Everything but the gate is there: an enable that was interrupted, or a gate that e2fsck
+        // or debugfs took away. The log may hold acknowledged writes: it is kept as it is.
+        const auto log = open_log_device(volume);
+        const auto contents = log ? read_log(**log, volume.attr()->log_id)
+                                  : Result<LogContents>(tl::unexpect, log.error());
+        if (contents) {
+            A4_CHECK(volume.write_gate(true));
+            return EnablePlan{volume.attr()->unit, contents->superblock.log_size};
+        }
+        // Neither what can't be read now, nor what is no longer readable, is ours to throw away.
+        if (contents.error().code == EIO || volume.needs_replay())
+            return fail(Error(contents.error()));
+    }
     if (volume.attr() || volume.attr_error() || find(volume, EXT2_ROOT_INO, kDirectoryName)) {
-        // Left by an interrupted enable or disable, or not ours at all.
+        // Left by an interrupted disable, or not ours at all.
         if (!volume.attr() && !volume.attr_error() && !volume.gate()) {
             return fail(EEXIST, "{}: there is a /{} already: move it away", volume.name(),
                         kDirectoryName);
         }
-        A4_CHECK(remove_parts(volume).context("removing an interrupted enable's parts"));
+        A4_CHECK(remove_parts(volume).context("removing what an interrupted operation left"));
     }
     // One aligned run if there is one; alignment of the log matters less than having one.
     uint64_t unit = std::min<uint64_t>(kUnitMax, plan.log_size.value() & -plan.log_size.value());
