@@ -345,11 +345,16 @@ Result<> zero_gap(Volume& volume, const FileState& file, ByteOffset written_from
         for (const Mapping& mapping :
              A4_TRY(map_range(volume, file.number, file.inode, first,
                               Blocks((to + block - 1) / block - first.value())))) {
-            // Blocks that stay unwritten read as zeros anyway.
             if (mapping.state == MapState::Hole) continue;
-            if (mapping.state == MapState::Unwritten && !file.atomic) continue;
-            const uint64_t begin = std::max(from, mapping.lblk.value() * block);
-            const uint64_t stop = std::min(to, mapping.end().value() * block);
+            uint64_t begin = std::max(from, mapping.lblk.value() * block);
+            uint64_t stop = std::min(to, mapping.end().value() * block);
+            if (mapping.state == MapState::Unwritten && !file.atomic) {
+                // Blocks that stay unwritten read as zeros anyway; those that the write touches
+                // are converted whole.
+                begin = std::max(begin, round_down(written_from.value(), block));
+                stop = std::min(stop, round_up((written_from + written_length).value(), block));
+                if (begin >= stop) continue;
+            }
             A4_CHECK(volume.device().zero(
                 device_offset(volume, mapping.pblk) + Bytes(begin - mapping.lblk.value() * block),
                 Bytes(stop - begin)));
