@@ -55,14 +55,6 @@ void add_split_at_eof(std::vector<Change>& changes, Lblk lblk, PblkRun run, Lblk
 Result<> apply(Volume& volume, const FileState& file, const std::vector<Change>& changes,
                uint64_t new_blocks, std::optional<Bytes> new_size, Transaction& transaction) {
     ext2_inode inode = file.inode;
-    for (const Change& change : changes) {
-        if (change.zero) {
-            A4_CHECK(volume.device()
-                         .zero(device_offset(volume, change.run.start),
-                               device_length(volume, change.run.length))
-                         .context("zeroing new blocks"));
-        }
-    }
     for (const Change& change : changes)
         A4_CHECK(set_mapping(volume, file.number, &inode, change.lblk, change.run, change.state));
     if (new_blocks > 0)
@@ -76,6 +68,16 @@ Result<> apply(Volume& volume, const FileState& file, const std::vector<Change>&
     }
     inode.i_ctime = static_cast<uint32_t>(time(nullptr));
     A4_CHECK(check_errcode(ext2fs_write_inode(volume.fs(), file.number, &inode), "inode"));
+    // Last of all that comes before the commit: the tree's own blocks may be what there is no room
+    // for.
+    for (const Change& change : changes) {
+        if (change.zero) {
+            A4_CHECK(volume.device()
+                         .zero(device_offset(volume, change.run.start),
+                               device_length(volume, change.run.length))
+                         .context("zeroing new blocks"));
+        }
+    }
     return transaction.commit();
 }
 
