@@ -13,7 +13,9 @@
 
 #include "base/crc32c.h"
 #include "device/memory_device.h"
-#include "ext4/volume.h"
+#include "ext4/layout.h"
+#include "ext4/path.h"
+#include "ext4/transaction.h"
 #include "support/bytes.h"
 #include "support/command.h"
 #include "support/image.h"
@@ -92,6 +94,71 @@ inline Image debugfs(const Image& image, const std::vector<std::string>& command
     const CommandOutput result = run_command({"debugfs", "-w", "-f", script, path});
     if (result.status != 0) throw std::runtime_error("debugfs: " + result.output);
     return load_image(path);
+}
+
+// What a file holds, as a stock tool reads it.
+inline Image dump_file(const Image& image, const std::string& path) {
+    const TempDir dir;
+    store_image(without_our_bits(image), dir.file("image"));
+    const CommandOutput result =
+        run_command({"debugfs", "-R", "dump " + path + " " + dir.file("out"), dir.file("image")});
+    if (result.status != 0) throw std::runtime_error("debugfs: " + result.output);
+    return load_image(dir.file("out"));
+}
+
+// Fills every free block with 0xEE: what is not zeroed before it gets into a file shows.
+inline Image with_dirty_free_blocks(const Image& image) {
+    MemoryDevice memory(image);
+    const auto volume = open_volume(memory);
+    const uint64_t block = volume->block_size().value();
+    for (uint32_t group = 0; group < volume->fs()->group_desc_count; ++group) {
+        const auto bits = must(volume->block_bitmaps().get(group));
+        const uint64_t first = ext2fs_group_first_block2(volume->fs(), group);
+        for (uint32_t bit = 0; bit < volume->block_bitmaps().bits_in(group); ++bit) {
+            if (((*bits)[bit / 8] >> (bit % 8) & 1) != 0) continue;
+            std::memset(memory.contents().data() + (first + bit) * block, 0xee, block);
+        }
+    }
+    return memory.contents();
+}
+
+// An atomic4 volume whose free blocks hold garbage.
+inline Image make_dirty_atomic4(uint64_t size, const std::vector<std::string>& arguments,
+                                const EnableOptions& options = {}) {
+    MemoryDevice memory(with_dirty_free_blocks(make_ext4(size, arguments)));
+    const auto volume = open_volume(memory);
+    must(enable(*volume, options));
+    return memory.contents();
+}
+
+// An empty file like any program makes one: extent-mapped, without flag or unit.
+inline ext2_ino_t create_plain_file(Volume& volume, const std::string& path) {
+    Transaction transaction(volume);
+    const NewName where = must(lookup_new(volume, path));
+    NewFile file;
+    file.unit = volume.block_size();
+    const StagedFile staged = must(stage_file(volume, where.directory, file, false));
+    must(link_name(volume, where, staged.number, EXT2_FT_REG_FILE));
+    must(transaction.commit());
+    return staged.number;
+}
+
+// Takes all free blocks but so many.
+inline void fill_up(Volume& volume, uint64_t leave) {
+    // A large file may need tree blocks of its own; the rest goes to files that need none.
+    constexpr uint64_t kRest = 64;
+    NewFile file;
+    file.unit = volume.block_size();
+    const auto left = [&] { return ext2fs_free_blocks_count(volume.fs()->super); };
+    if (left() > leave + kRest) {
+        file.size = volume.block_size() * (left() - leave - kRest);
+        must(create_atomic_file(volume, "/fill", file));
+    }
+    for (int i = 0; left() > leave; ++i) {
+        file.size = volume.block_size() * std::min<uint64_t>(left() - leave, 4);
+        must(create_atomic_file(volume, fmt::format("/fill{}", i), file));
+    }
+    if (left() != leave) throw std::runtime_error("can't fill the volume up");
 }
 
 // Passes everything on, and remembers the order of what changes the device.
