@@ -50,6 +50,8 @@ Result<> check_wishes(const MkfsCommand& command) {
         return fail(EINVAL, "-u {}: want a power of two from the block size to {}", unit,
                     format_size(Bytes(kUnitMax)));
     }
+    // What doesn't depend on the volume's size, which mke2fs decides: before there is a volume.
+    A4_CHECK(plan_enable(Bytes(block_size), Bytes(UINT64_MAX), {Bytes(unit), command.log_size}));
     return {};
 }
 
