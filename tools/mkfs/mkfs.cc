@@ -1,6 +1,7 @@
 #include "mkfs/mkfs.h"
 
 #include <blkid/blkid.h>
+#include <fcntl.h>
 #include <spawn.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -49,6 +50,8 @@ Result<> check_wishes(const MkfsCommand& command) {
         return fail(EINVAL, "-u {}: want a power of two from the block size to {}", unit,
                     format_size(Bytes(kUnitMax)));
     }
+    // What doesn't depend on the volume's size, which mke2fs decides: before there is a volume.
+    A4_CHECK(plan_enable(Bytes(block_size), Bytes(UINT64_MAX), {Bytes(unit), command.log_size}));
     return {};
 }
 
@@ -97,8 +100,14 @@ Result<> run_mke2fs(const MkfsCommand& command) {
     const std::string path =
         std::string(getenv("PATH") != nullptr ? getenv("PATH") : "/usr/bin") + ":/usr/sbin:/sbin";
     setenv("PATH", path.c_str(), 1);
+    posix_spawn_file_actions_t actions;
+    posix_spawn_file_actions_init(&actions);
+    // Even with -q it tells that it creates an image.
+    if (command.quiet)
+        posix_spawn_file_actions_addopen(&actions, STDOUT_FILENO, "/dev/null", O_WRONLY, 0);
     pid_t pid = -1;
-    const int error = posix_spawnp(&pid, "mke2fs", nullptr, &attributes, argv.data(), environ);
+    const int error = posix_spawnp(&pid, "mke2fs", &actions, &attributes, argv.data(), environ);
+    posix_spawn_file_actions_destroy(&actions);
     posix_spawnattr_destroy(&attributes);
     if (error != 0)
         return fail(
