@@ -112,7 +112,7 @@ Result<> make_parts(Volume& volume, const EnablePlan& plan, Bytes log_unit) {
     const uint64_t block = volume.block_size().value();
     for (const PblkRun& run : log.runs)
         runs.push_back({ByteOffset(run.start.value() * block), Bytes(run.length.value() * block)});
-    SliceDevice device(volume.device(), std::move(runs), "redo log");
+    SliceDevice device(volume.device(), runs, "redo log");
     A4_CHECK(write_zeros(device));
     A4_CHECK(RedoLog::format(device, attr.log_id, session_stamp(volume)));
     A4_CHECK(volume.stage_attr(attr));
