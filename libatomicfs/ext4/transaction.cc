@@ -24,7 +24,8 @@ bool in_inode_table(ext2_filsys fs, uint64_t block) {
 
 }  // namespace
 
-Transaction::Transaction(Volume& volume) : volume_(volume), super_before_(*volume.fs()->super) {
+Transaction::Transaction(Volume& volume)
+    : volume_(volume), super_before_(*volume.fs()->super), attr_before_(volume.attr_state()) {
     volume_.metadata_device().begin();
     volume_.descriptors().begin();
     volume_.block_bitmaps().begin();
@@ -43,6 +44,7 @@ void Transaction::abort() {
     volume_.inode_bitmaps().abort();
     volume_.descriptors().abort();
     *volume_.fs()->super = super_before_;
+    volume_.restore_attr(std::move(attr_before_));
     (void)ext2fs_flush_icache(volume_.fs());
     volume_.allocator().groups_changed({touched.begin(), touched.end()});
 }

@@ -46,6 +46,7 @@ class Transaction {
     Volume& volume_;
     bool open_ = true;
     ext2_super_block super_before_;
+    Volume::AttrState attr_before_;
 };
 
 }  // namespace atomic4
