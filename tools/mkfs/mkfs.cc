@@ -19,8 +19,6 @@
 #include "ext4/format.h"
 #include "writer/enable.h"
 
-extern char** environ;
-
 namespace atomic4::tools {
 
 namespace {
@@ -97,8 +95,10 @@ Result<> run_mke2fs(const MkfsCommand& command, Run which) {
     sigaddset(&defaults, SIGINT);
     posix_spawnattr_setsigdefault(&attributes, &defaults);
     posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGDEF);
+    // Users' PATHs often lack the place where mke2fs is.
+    const char* path_before = getenv("PATH");
     const std::string path =
-        std::string(getenv("PATH") != nullptr ? getenv("PATH") : "/usr/bin") + ":/usr/sbin:/sbin";
+        fmt::format("{}:/usr/sbin:/sbin", path_before != nullptr ? path_before : "/usr/bin:/bin");
     setenv("PATH", path.c_str(), 1);
     posix_spawn_file_actions_t actions;
     posix_spawn_file_actions_init(&actions);
