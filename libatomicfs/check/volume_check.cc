@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "base/text.h"
 #include "ext4/format.h"
 #include "ext4/layout.h"
 #include "ext4/path.h"
@@ -86,7 +87,8 @@ class Checker {
             add(FindingId::LogDamaged, "redo log", contents->end_detail);
         if (!contents->live.empty()) {
             add(FindingId::LiveRecords, "redo log",
-                fmt::format("{} records: run atomic4ctl recover", contents->live.size()));
+                fmt::format("{}: run atomic4ctl recover",
+                            counted(contents->live.size(), "record")));
         } else if (volume_.needs_replay()) {
             add(FindingId::NeedsReplayWithoutRecords, "superblock", "run atomic4ctl recover");
         }
@@ -103,8 +105,7 @@ class Checker {
             if (file->unit) add(FindingId::UnitWithoutFlag, where, fmt::format("inode {}", number));
             return {};
         }
-        const bool log = volume_.attr() && number == volume_.attr()->log_inode;
-        if (!log) ++report_.files;
+        if (!is_log(number)) ++report_.files;
         if (file->generation == 0)
             add(FindingId::GenerationZero, where, fmt::format("inode {}", number));
         if (!file->unit) {
@@ -119,6 +120,10 @@ class Checker {
     }
 
   private:
+    bool is_log(ext2_ino_t number) const {
+        return volume_.attr() && number == volume_.attr()->log_inode;
+    }
+
     Result<> check_mapping(const FileState& file, const std::string& where) {
         auto layout = check_layout(volume_, file, *file.unit);
         if (!layout && layout.error().code == EIO) return fail(std::move(layout).error());
@@ -126,7 +131,7 @@ class Checker {
             add(FindingId::InodeDamaged, where, layout.error().message);
             return {};
         }
-        report_.units += layout->units_mapped;
+        if (!is_log(file.number)) report_.units += layout->units_mapped;
         const uint64_t unit_blocks = file.unit->value() / volume_.block_size().value();
         for (const UnitProblem& problem : layout->first_problems) {
             add(finding_of(problem.fault), where,

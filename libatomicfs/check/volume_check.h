@@ -11,7 +11,7 @@
 namespace atomic4 {
 
 enum class FindingId {
-#define A4_FINDING(number, name, severity, meaning) name = number,
+#define A4_FINDING(number, name, severity, meaning) name = (number),
 #include "check/findings.def"
 #undef A4_FINDING
 };

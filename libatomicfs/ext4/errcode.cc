@@ -23,6 +23,8 @@ int errno_of(errcode_t code) {
         case EXT2_ET_FILE_EXISTS:
         case EXT2_ET_DIR_EXISTS:
             return EEXIST;
+        case EXT2_ET_FILE_TOO_BIG:
+            return EFBIG;
         case EXT2_ET_NO_MEMORY:
             return ENOMEM;
         case EXT2_ET_RO_FILSYS:

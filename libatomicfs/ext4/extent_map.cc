@@ -63,7 +63,7 @@ Result<std::vector<Mapping>> map_extents(Volume& volume, ext2_ino_t number, ext2
     if (code == 0 || code == EXT2_ET_EXTENT_NOT_FOUND)
         code = ext2fs_extent_get(handle.get(), EXT2_EXTENT_CURRENT, &extent);
     Lblk at = first;
-    while (code == 0) {
+    while (code == 0 && at < end) {
         if ((extent.e_flags & EXT2_EXTENT_FLAGS_LEAF) == 0) {
             code = ext2fs_extent_get(handle.get(), EXT2_EXTENT_NEXT_LEAF, &extent);
             continue;
@@ -79,7 +79,7 @@ Result<std::vector<Mapping>> map_extents(Volume& volume, ext2_ino_t number, ext2
                             (extent.e_flags & EXT2_EXTENT_FLAGS_UNINIT) != 0 ? MapState::Unwritten
                                                                              : MapState::Written};
         // After a goto, NEXT_LEAF comes by the extents of the first leaf once more: what ends
-        // before at has been seen.
+        // before at has been seen (and one that reaches beyond end has ended the loop).
         if (whole.end() > at) {
             const Mapping part = clip(whole, first, end);
             if (part.lblk < at)

@@ -11,7 +11,7 @@ int InodePreallocations::predict_order(Bytes file_size, Lblk lblk, int order, By
     const uint64_t request = block_size.value() << order;
     // The size the file is about to have.
     const uint64_t size = std::max(file_size.value(), lblk.value() * block_size.value() + request);
-    uint64_t window = request;
+    uint64_t window = 8 * kMiB;
     if (size <= 16 * kKiB)
         window = 16 * kKiB;
     else if (size <= kMiB)
@@ -20,8 +20,6 @@ int InodePreallocations::predict_order(Bytes file_size, Lblk lblk, int order, By
         window = 2 * kMiB;
     else if (size <= 8 * kMiB)
         window = 4 * kMiB;
-    else
-        window = 8 * kMiB;
     window = std::max(window, request);
     return std::countr_zero(window / block_size.value());
 }

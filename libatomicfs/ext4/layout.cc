@@ -55,14 +55,6 @@ void add_split_at_eof(std::vector<Change>& changes, Lblk lblk, PblkRun run, Lblk
 Result<> apply(Volume& volume, const FileState& file, const std::vector<Change>& changes,
                uint64_t new_blocks, std::optional<Bytes> new_size, Transaction& transaction) {
     ext2_inode inode = file.inode;
-    for (const Change& change : changes) {
-        if (change.zero) {
-            A4_CHECK(volume.device()
-                         .zero(device_offset(volume, change.run.start),
-                               device_length(volume, change.run.length))
-                         .context("zeroing new blocks"));
-        }
-    }
     for (const Change& change : changes)
         A4_CHECK(set_mapping(volume, file.number, &inode, change.lblk, change.run, change.state));
     if (new_blocks > 0)
@@ -76,6 +68,16 @@ Result<> apply(Volume& volume, const FileState& file, const std::vector<Change>&
     }
     inode.i_ctime = static_cast<uint32_t>(time(nullptr));
     A4_CHECK(check_errcode(ext2fs_write_inode(volume.fs(), file.number, &inode), "inode"));
+    // Last of all that comes before the commit: the tree's own blocks may be what there is no room
+    // for.
+    for (const Change& change : changes) {
+        if (change.zero) {
+            A4_CHECK(volume.device()
+                         .zero(device_offset(volume, change.run.start),
+                               device_length(volume, change.run.length))
+                         .context("zeroing new blocks"));
+        }
+    }
     return transaction.commit();
 }
 
@@ -345,11 +347,16 @@ Result<> zero_gap(Volume& volume, const FileState& file, ByteOffset written_from
         for (const Mapping& mapping :
              A4_TRY(map_range(volume, file.number, file.inode, first,
                               Blocks((to + block - 1) / block - first.value())))) {
-            // Blocks that stay unwritten read as zeros anyway.
             if (mapping.state == MapState::Hole) continue;
-            if (mapping.state == MapState::Unwritten && !file.atomic) continue;
-            const uint64_t begin = std::max(from, mapping.lblk.value() * block);
-            const uint64_t stop = std::min(to, mapping.end().value() * block);
+            uint64_t begin = std::max(from, mapping.lblk.value() * block);
+            uint64_t stop = std::min(to, mapping.end().value() * block);
+            if (mapping.state == MapState::Unwritten && !file.atomic) {
+                // Blocks that stay unwritten read as zeros anyway; those that the write touches
+                // are converted whole.
+                begin = std::max(begin, round_down(written_from.value(), block));
+                stop = std::min(stop, round_up((written_from + written_length).value(), block));
+                if (begin >= stop) continue;
+            }
             A4_CHECK(volume.device().zero(
                 device_offset(volume, mapping.pblk) + Bytes(begin - mapping.lblk.value() * block),
                 Bytes(stop - begin)));

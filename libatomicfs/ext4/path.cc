@@ -15,10 +15,11 @@ constexpr size_t kMaxPath = 4096;
 struct DirectoryEntry {
     ext2_ino_t inode;
     std::string name;
+    int type;  // EXT2_FT_UNKNOWN without the filetype feature
 };
 
 struct Listing {
-    ext2_ino_t directory;
+    ext2_filsys fs;
     std::vector<DirectoryEntry> entries;
 };
 
@@ -29,13 +30,15 @@ static int atomic4_list_entry(ext2_ino_t, int entry, ext2_dir_entry* dirent, int
     auto* listing = static_cast<Listing*>(data);
     listing->entries.push_back(
         {dirent->inode,
-         std::string(dirent->name, static_cast<size_t>(ext2fs_dirent_name_len(dirent)))});
+         std::string(dirent->name, static_cast<size_t>(ext2fs_dirent_name_len(dirent))),
+         ext2fs_has_feature_filetype(listing->fs->super) ? ext2fs_dirent_file_type(dirent)
+                                                         : EXT2_FT_UNKNOWN});
     return 0;
 }
 }
 
 Result<std::vector<DirectoryEntry>> list(Volume& volume, ext2_ino_t directory) {
-    Listing listing{directory, {}};
+    Listing listing{volume.fs(), {}};
     A4_CHECK(check_errcode(
         ext2fs_dir_iterate2(volume.fs(), directory, 0, nullptr, atomic4_list_entry, &listing),
         fmt::format("directory inode {}", directory)));
@@ -115,6 +118,7 @@ Result<std::map<ext2_ino_t, std::string>> paths_of(Volume& volume, std::set<ext2
             const std::string path = prefix + "/" + entry.name;
             if (inodes.erase(entry.inode) > 0) paths[entry.inode] = path;
             if (entry.inode == 0 || entry.inode > volume.fs()->super->s_inodes_count) continue;
+            if (entry.type != EXT2_FT_DIR && entry.type != EXT2_FT_UNKNOWN) continue;
             ext2_inode inode{};
             A4_CHECK(check_errcode(ext2fs_read_inode(volume.fs(), entry.inode, &inode), path));
             if (LINUX_S_ISDIR(inode.i_mode)) to_visit.emplace_back(entry.inode, path);

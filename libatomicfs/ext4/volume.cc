@@ -124,10 +124,11 @@ Result<> Volume::load() {
     staging_.set_block_size(block_size());
 
     ext2_super_block& super = *fs_->super;
+    // Features first: bigalloc and journal devices have fields that would look like damage below.
+    A4_CHECK(check_features(super));
     if (super.s_inodes_per_group == 0 || super.s_inodes_per_group > fs_->blocksize * 8 ||
         super.s_blocks_per_group > fs_->blocksize * 8)
         return fail(EUCLEAN, "the superblock is damaged: the volume needs e2fsck");
-    A4_CHECK(check_features(super));
     if (ext2fs_blocks_count(&super) > device_->size().value() / fs_->blocksize) {
         return fail(EUCLEAN,
                     "truncated: the filesystem has {} blocks of {} bytes, the device only {} bytes",

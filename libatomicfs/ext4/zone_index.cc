@@ -47,8 +47,9 @@ ZoneIndex::ZoneIndex(uint32_t zones) : orders_(zones, kNone) {
 }
 
 void ZoneIndex::put(uint32_t zone, int order) {
-    if (orders_[zone] == order) return;
-    if (orders_[zone] != kNone) by_order_[static_cast<size_t>(orders_[zone])].erase(zone);
+    const int before = order_of(zone);
+    if (before == order) return;
+    if (before != kNone) by_order_[static_cast<size_t>(before)].erase(zone);
     if (order != kNone) by_order_[static_cast<size_t>(order)].insert(zone);
     orders_[zone] = static_cast<int8_t>(order);
 }

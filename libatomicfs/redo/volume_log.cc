@@ -22,7 +22,7 @@ Result<std::unique_ptr<SliceDevice>> open_log_device(Volume& volume) {
         if (!run.written) return fail(EUCLEAN, "{}: has unwritten blocks", what);
         runs.push_back({run.device_offset, run.length});
     }
-    return std::make_unique<SliceDevice>(volume.device(), std::move(runs), "redo log");
+    return std::make_unique<SliceDevice>(volume.device(), runs, "redo log");
 }
 
 SessionStamp session_stamp(const Volume& volume) {

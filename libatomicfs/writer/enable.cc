@@ -4,6 +4,7 @@
 #include <bit>
 
 #include "base/random.h"
+#include "base/text.h"
 #include "ext4/errcode.h"
 #include "ext4/format.h"
 #include "ext4/path.h"
@@ -111,7 +112,7 @@ Result<> make_parts(Volume& volume, const EnablePlan& plan, Bytes log_unit) {
     const uint64_t block = volume.block_size().value();
     for (const PblkRun& run : log.runs)
         runs.push_back({ByteOffset(run.start.value() * block), Bytes(run.length.value() * block)});
-    SliceDevice device(volume.device(), std::move(runs), "redo log");
+    SliceDevice device(volume.device(), runs, "redo log");
     A4_CHECK(write_zeros(device));
     A4_CHECK(RedoLog::format(device, attr.log_id, session_stamp(volume)));
     A4_CHECK(volume.stage_attr(attr));
@@ -154,13 +155,27 @@ Result<EnablePlan> enable(Volume& volume, const EnableOptions& options) {
         return fail(Error(*volume.attr_error()));
     const Bytes volume_size(ext2fs_blocks_count(volume.fs()->super) * volume.block_size().value());
     const EnablePlan plan = A4_TRY(plan_enable(volume.block_size(), volume_size, options));
+    if (volume.attr()) {
+        // Everything but the gate is there: an enable that was interrupted, or a gate that e2fsck
+        // or debugfs took away. The log may hold acknowledged writes: it is kept as it is.
+        const auto log = open_log_device(volume);
+        const auto contents = log ? read_log(**log, volume.attr()->log_id)
+                                  : Result<LogContents>(tl::unexpect, log.error());
+        if (contents) {
+            A4_CHECK(volume.write_gate(true));
+            return EnablePlan{volume.attr()->unit, contents->superblock.log_size};
+        }
+        // Neither what can't be read now, nor what is no longer readable, is ours to throw away.
+        if (contents.error().code == EIO || volume.needs_replay())
+            return fail(Error(contents.error()));
+    }
     if (volume.attr() || volume.attr_error() || find(volume, EXT2_ROOT_INO, kDirectoryName)) {
-        // Left by an interrupted enable or disable, or not ours at all.
+        // Left by an interrupted disable, or not ours at all.
         if (!volume.attr() && !volume.attr_error() && !volume.gate()) {
             return fail(EEXIST, "{}: there is a /{} already: move it away", volume.name(),
                         kDirectoryName);
         }
-        A4_CHECK(remove_parts(volume).context("removing an interrupted enable's parts"));
+        A4_CHECK(remove_parts(volume).context("removing what an interrupted operation left"));
     }
     // One aligned run if there is one; alignment of the log matters less than having one.
     uint64_t unit = std::min<uint64_t>(kUnitMax, plan.log_size.value() & -plan.log_size.value());
@@ -188,11 +203,10 @@ Result<DisableReport> disable(Volume& volume, bool force) {
     }
     if (!report.released.empty() && !force) {
         const auto paths = A4_TRY(paths_of(volume, {report.released.front()}));
-        return fail(
-            EBUSY, "{}: {} atomic files exist (first: {}): remove them, or --force to release them",
-            volume.name(), report.released.size(),
-            paths.empty() ? fmt::format("inode {}", report.released.front())
-                          : paths.begin()->second);
+        return fail(EBUSY, "{}: {} in use (first: {}): remove them, or --force to release them",
+                    volume.name(), counted(report.released.size(), "atomic file"),
+                    paths.empty() ? fmt::format("inode {}", report.released.front())
+                                  : paths.begin()->second);
     }
     for (const ext2_ino_t inode : report.released) A4_CHECK(release_file(volume, inode));
     A4_CHECK(remove_parts(volume).context("disable"));

@@ -1,5 +1,6 @@
 #include "writer/open_volume.h"
 
+#include "base/text.h"
 #include "redo/volume_log.h"
 
 namespace atomic4 {
@@ -48,9 +49,8 @@ Result<OpenVolume> open_for_writing(std::unique_ptr<Device> device,
 Result<OpenVolume> open_for_reading(std::unique_ptr<Device> device) {
     OpenVolume opened = A4_TRY(open(std::move(device), VolumeOptions{}));
     if (!opened.log_contents.live.empty() || opened.log_contents.end == LogEnd::Corrupt) {
-        return fail(EBUSY,
-                    "{}: the redo log holds {} records to replay: run atomic4ctl recover first",
-                    opened.volume->name(), opened.log_contents.live.size());
+        return fail(EBUSY, "{}: the redo log holds {} to replay: run atomic4ctl recover first",
+                    opened.volume->name(), counted(opened.log_contents.live.size(), "record"));
     }
     return opened;
 }

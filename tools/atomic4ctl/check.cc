@@ -1,6 +1,7 @@
 #include <nlohmann/json.hpp>
 
 #include "atomic4ctl/commands.h"
+#include "base/text.h"
 #include "check/volume_check.h"
 #include "common/open.h"
 #include "common/progress.h"
@@ -38,9 +39,9 @@ Result<int> run(const Context& context, const CheckCommand& command) {
                             number_of(finding.id), finding.where, meaning_of(finding.id),
                             finding.detail);
     }
-    text +=
-        fmt::format("{}: {} atomic files, {} units: {}\n", command.path.value_or(command.device),
-                    report.files, report.units, report.clean() ? "clean" : "has problems");
+    text += fmt::format("{}: {}, {}: {}\n", command.path.value_or(command.device),
+                        counted(report.files, "atomic file"), counted(report.units, "unit"),
+                        report.clean() ? "clean" : "has problems");
     context.print(text);
     return report.clean() ? 0 : 1;
 }

@@ -1,6 +1,7 @@
 #include <nlohmann/json.hpp>
 
 #include "atomic4ctl/commands.h"
+#include "base/text.h"
 #include "common/open.h"
 #include "common/progress.h"
 #include "writer/enable.h"
@@ -21,9 +22,8 @@ Result<int> run(const Context& context, const DisableCommand& command) {
                                      {"released_inodes", report.released}};
         context.print(json.dump(2) + "\n");
     } else {
-        context.print(
-            fmt::format("{}: atomic4 disabled, {} files released; it is a plain ext4 now\n",
-                        command.device, report.released.size()));
+        context.print(fmt::format("{}: atomic4 disabled, {} released; it is a plain ext4 now\n",
+                                  command.device, counted(report.released.size(), "file")));
     }
     return 0;
 }

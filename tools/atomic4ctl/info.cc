@@ -2,6 +2,7 @@
 
 #include "atomic4ctl/commands.h"
 #include "base/size_parse.h"
+#include "base/text.h"
 #include "common/open.h"
 #include "device/ownership.h"
 #include "ext4/format.h"
@@ -108,9 +109,9 @@ Result<int> run(const Context& context, const InfoCommand& command) {
         const nlohmann::json& log = json["log"];
         if (log.contains("live_records")) {
             line("redo log",
-                 fmt::format("inode {}, {} in {} runs, {} live records, end {}",
-                             log["inode"].get<uint32_t>(), size_text(log["size"]),
-                             log["runs"].get<uint64_t>(), log["live_records"].get<uint64_t>(),
+                 fmt::format("inode {}, {} in {}, {}, end {}", log["inode"].get<uint32_t>(),
+                             size_text(log["size"]), counted(log["runs"].get<uint64_t>(), "run"),
+                             counted(log["live_records"].get<uint64_t>(), "live record"),
                              log["end"].get<std::string>()));
         }
         if (log.contains("error")) line("redo log", log["error"].get<std::string>());

@@ -1,6 +1,7 @@
 #include <nlohmann/json.hpp>
 
 #include "atomic4ctl/commands.h"
+#include "base/text.h"
 #include "common/open.h"
 #include "common/progress.h"
 
@@ -24,8 +25,8 @@ Result<int> run(const Context& context, const RecoverCommand& command) {
         context.print(json.dump(2) + "\n");
         return report.log_emptied ? 0 : 1;
     }
-    std::string text = fmt::format("{}: {} records replayed ({} bytes)", command.device,
-                                   report.records, report.bytes);
+    std::string text = fmt::format("{}: {} replayed ({} bytes)", command.device,
+                                   counted(report.records, "record"), report.bytes);
     if (report.discarded > 0) text += fmt::format(", {} discarded", report.discarded);
     text += "\n";
     for (const std::string& line : report.skipped) text += fmt::format("  skipped: {}\n", line);

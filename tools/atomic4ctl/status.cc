@@ -2,6 +2,7 @@
 
 #include "atomic4ctl/commands.h"
 #include "base/size_parse.h"
+#include "base/text.h"
 #include "common/open.h"
 #include "ext4/layout.h"
 #include "ext4/path.h"
@@ -23,7 +24,7 @@ std::string why_not_native(const Volume& volume, const FileState& file,
     if (limits.unit_max < *file.unit)
         return fmt::format("the device's largest atomic write is {}", format_size(limits.unit_max));
     if (layout && layout->problems > 0)
-        return fmt::format("{} units have lost their layout", layout->problems);
+        return fmt::format("{} lost the layout", counted(layout->problems, "unit"));
     return {};
 }
 
@@ -93,8 +94,8 @@ Result<int> run(const Context& context, const StatusCommand& command) {
                    : why_not.empty() ? std::string("native")
                                      : fmt::format("logged (not native: {})", why_not));
     if (!contents.live.empty())
-        line("redo log",
-             fmt::format("{} live records: run atomic4ctl recover", contents.live.size()));
+        line("redo log", fmt::format("{}: run atomic4ctl recover",
+                                     counted(contents.live.size(), "live record")));
     context.print(text);
     return 0;
 }

@@ -1,5 +1,6 @@
 #include "common/open.h"
 
+#include "base/text.h"
 #include "common/progress.h"
 
 namespace atomic4::tools {
@@ -9,8 +10,9 @@ Result<OpenVolume> open_to_write(const Context& context, const std::string& devi
     auto opened = A4_TRY(open_for_writing(
         A4_TRY(context.open_device(device, Access::ReadWrite, Sharing::Exclusive))));
     if (opened.replayed && opened.replayed->records > 0) {
-        context.warn(fmt::format("{}: replayed {} records ({} bytes) that a crash had left", device,
-                                 opened.replayed->records, opened.replayed->bytes));
+        context.warn(fmt::format("{}: replayed {} ({} bytes) that a crash had left", device,
+                                 counted(opened.replayed->records, "record"),
+                                 opened.replayed->bytes));
     }
     return opened;
 }

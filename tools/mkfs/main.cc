@@ -76,7 +76,7 @@ int main_program(int argc, char** argv) {
     try {
         app.parse(argc, argv);
         if (version) {
-            std::cout << kName << " " << ATOMIC4_VERSION << std::endl;
+            std::cout << kName << " " << ATOMIC4_VERSION << "\n" << std::flush;
             return std::system("PATH=$PATH:/usr/sbin:/sbin mke2fs -V") == 0 ? 0 : 1;
         }
         if (command.device.empty()) throw CLI::RequiredError("DEVICE");

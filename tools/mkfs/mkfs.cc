@@ -1,6 +1,7 @@
 #include "mkfs/mkfs.h"
 
 #include <blkid/blkid.h>
+#include <fcntl.h>
 #include <spawn.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -17,8 +18,6 @@
 #include "device/ownership.h"
 #include "ext4/format.h"
 #include "writer/enable.h"
-
-extern char** environ;
 
 namespace atomic4::tools {
 
@@ -74,9 +73,11 @@ Result<> refuse_known_signature(const std::string& device) {
 }
 
 // mke2fs runs with our terminal, so an interrupt reaches it too; we wait for what becomes of it.
-Result<> run_mke2fs(const MkfsCommand& command) {
+enum class Run { First, Again };
+Result<> run_mke2fs(const MkfsCommand& command, Run which) {
     std::vector<std::string> arguments{"mke2fs", "-t", "ext4"};
     arguments.insert(arguments.end(), command.mke2fs_options.begin(), command.mke2fs_options.end());
+    if (which == Run::Again) arguments.emplace_back("-F");
     arguments.push_back(command.device);
     if (command.size) arguments.push_back(*command.size);
     std::vector<char*> argv;
@@ -94,11 +95,19 @@ Result<> run_mke2fs(const MkfsCommand& command) {
     sigaddset(&defaults, SIGINT);
     posix_spawnattr_setsigdefault(&attributes, &defaults);
     posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGDEF);
+    // Users' PATHs often lack the place where mke2fs is.
+    const char* path_before = getenv("PATH");
     const std::string path =
-        std::string(getenv("PATH") != nullptr ? getenv("PATH") : "/usr/bin") + ":/usr/sbin:/sbin";
+        fmt::format("{}:/usr/sbin:/sbin", path_before != nullptr ? path_before : "/usr/bin:/bin");
     setenv("PATH", path.c_str(), 1);
+    posix_spawn_file_actions_t actions;
+    posix_spawn_file_actions_init(&actions);
+    // Even with -q it tells that it creates an image.
+    if (command.quiet || which == Run::Again)
+        posix_spawn_file_actions_addopen(&actions, STDOUT_FILENO, "/dev/null", O_WRONLY, 0);
     pid_t pid = -1;
-    const int error = posix_spawnp(&pid, "mke2fs", nullptr, &attributes, argv.data(), environ);
+    const int error = posix_spawnp(&pid, "mke2fs", &actions, &attributes, argv.data(), environ);
+    posix_spawn_file_actions_destroy(&actions);
     posix_spawnattr_destroy(&attributes);
     if (error != 0)
         return fail(
@@ -118,13 +127,14 @@ Result<> run_mke2fs(const MkfsCommand& command) {
     return {};
 }
 
-Result<EnablePlan> enable_new(const Context& context, const MkfsCommand& command) {
+// On failure: whether it may have left its changes half-done, as an I/O error does.
+Result<EnablePlan> enable_new(const Context& context, const MkfsCommand& command,
+                              const EnableOptions& options, bool& half_done) {
     const Progress progress("enabling atomic4");
     const auto volume = A4_TRY(open_any_to_write(context, command.device));
-    EnableOptions options;
-    options.unit = command.unit.value_or(Bytes(0));
-    options.log_size = command.log_size;
-    const EnablePlan plan = A4_TRY(enable(*volume, options));
+    const auto enabled = enable(*volume, options);
+    half_done = !volume->usable();
+    const EnablePlan plan = A4_TRY(enabled);
     if (!command.quiet) {
         warn_about_device(context, volume->device(), plan.unit);
         warn_about_fstab(context, *volume);
@@ -145,31 +155,51 @@ Result<int> run(const Context& context, const MkfsCommand& command) {
     }
     if (exists && !S_ISREG(info.st_mode) && !S_ISBLK(info.st_mode))
         return fail(EINVAL, "{}: neither a block device nor a regular file", command.device);
+    // A SIZE has its own rules, which are mke2fs's: the volume's size is then known afterwards.
+    std::optional<Bytes> volume_size;
     if (exists) {
         A4_CHECK(refuse_if_in_use(command.device));
         if (!command.force) A4_CHECK(refuse_known_signature(command.device));
         // Locked by another, not writable: better known before mke2fs has begun.
-        if (!command.dry_run)
-            A4_CHECK(context.open_device(command.device, Access::ReadWrite, Sharing::Exclusive));
+        const auto device = A4_TRY(context.open_device(
+            command.device, command.dry_run ? Access::ReadOnly : Access::ReadWrite,
+            Sharing::Exclusive));
+        if (!command.size) volume_size = device->size();
+        if (volume_size == Bytes(0))
+            return fail(EINVAL, "{}: is empty: give the filesystem's SIZE", command.device);
     }
-    A4_CHECK(run_mke2fs(command));
+    EnableOptions options;
+    options.unit = command.unit.value_or(Bytes(kUnitDefault));
+    options.log_size = command.log_size;
+    // What can be wrong with these is said before there is a volume without them.
+    const EnablePlan plan =
+        A4_TRY(plan_enable(Bytes(command.block_size.value_or(1024)),
+                           volume_size.value_or(Bytes(UINT64_MAX)), options));
+    A4_CHECK(run_mke2fs(command, Run::First));
     if (command.dry_run) {
-        context.print(fmt::format(
-            "{}: would then enable atomic4, unit {}, redo log {}; nothing was changed\n",
-            command.device, format_size(command.unit.value_or(Bytes(kUnitDefault))),
-            command.log_size ? format_size(*command.log_size)
-                             : std::string("1/64 of the volume, at most 256M")));
+        const bool log_known = volume_size || command.log_size;
+        context.print(
+            fmt::format("{}: would then enable atomic4, unit {}, redo log {}; nothing was changed\n",
+                        command.device, format_size(plan.unit),
+                        log_known ? format_size(plan.log_size)
+                                  : std::string("1/64 of the volume, at most 256M")));
         return 0;
     }
-    auto plan = enable_new(context, command);
-    if (!plan) {
-        Error error = std::move(plan).error();
-        error.message += fmt::format("; {} holds a plain ext4 without atomic4", command.device);
+    bool half_done = false;
+    const auto enabled = enable_new(context, command, options, half_done);
+    if (!enabled) {
+        Error error = enabled.error();
+        // The volume is new and empty: formatting it once more is the way back to a clean one.
+        const auto restored = half_done ? run_mke2fs(command, Run::Again) : Result<>();
+        error.message +=
+            restored ? fmt::format("; {} holds a plain ext4 without atomic4", command.device)
+                     : fmt::format("; then {}: {} holds no usable filesystem",
+                                   restored.error().message, command.device);
         return fail(std::move(error));
     }
     if (!command.quiet) {
         context.print(fmt::format("{}: atomic4 enabled, unit {}, redo log {}\n", command.device,
-                                  format_size(plan->unit), format_size(plan->log_size)));
+                                  format_size(enabled->unit), format_size(enabled->log_size)));
     }
     return 0;
 }

@@ -1,0 +1,28 @@
+#!/bin/sh
+# Installs the Debian packages that building (and, with "test", testing) needs and that are missing.
+#   packaging/debian-packages.sh [test]
+set -eu
+
+packages="g++ cmake ninja-build ccache pkg-config e2fsprogs libext2fs-dev comerr-dev libblkid-dev
+          libfmt-dev libspdlog-dev libexpected-dev libcli11-dev nlohmann-json3-dev libisal-dev
+          libgtest-dev libgmock-dev mount util-linux strace"
+if [ "${1:-}" = test ]; then
+    packages="$packages xfsprogs jq fdisk mandoc clang-tidy-19 clang-format-19 git procps"
+fi
+
+missing=
+for package in $packages; do
+    state=$(dpkg-query -W -f '${Status}' "$package" 2>/dev/null || true)
+    [ "$state" = "install ok installed" ] || missing="$missing $package"
+done
+[ -n "$missing" ] || exit 0
+
+if [ "$(id -u)" != 0 ]; then
+    echo "missing packages; as root: apt-get install$missing" >&2
+    exit 1
+fi
+echo "installing:$missing"
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -q >/dev/null
+# shellcheck disable=SC2086  # a list of words
+apt-get install -y -q --no-install-recommends $missing >/dev/null

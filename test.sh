@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# Builds atomic4 and runs all its tests.
+#
+#   ./test.sh            everything in its bounded size (what CI runs)
+#   ./test.sh --quick    the release build's tests only
+#   ./test.sh --long     the crash and fuzz-like suites in their long form too
+#
+# Needs Debian 12. As root it installs what is missing and runs the tests that mount; as another
+# user those skip, with the reason. With CI=true a skipped test is a failure.
+set -euo pipefail
+cd "$(dirname "$(readlink -f "$0")")"
+
+mode=${1:---all}
+case $mode in
+    --all | --quick) ;;
+    --long) export ATOMIC4_LONG=1 ;;
+    *)
+        echo "usage: ./test.sh [--quick|--long]" >&2
+        exit 2
+        ;;
+esac
+
+step() { printf '\n=== %s (%ss)\n' "$*" "$SECONDS"; }
+
+step "packages"
+packaging/debian-packages.sh test
+
+werror=OFF
+[ "${CI:-}" = true ] && werror=ON
+jobs=$(nproc)
+
+build() {
+    cmake --preset "$1" -DATOMIC4_WERROR=$werror >/dev/null
+    cmake --build --preset "$1" -j "$jobs" -- --quiet
+}
+run() {  # preset, ctest arguments
+    local preset=$1
+    shift
+    ctest --test-dir "build/$preset" --output-on-failure --no-tests=error "$@"
+}
+
+step "build: release"
+build release
+
+step "tests: release"
+# Benchmarks measure; they run alone.
+run release -j "$jobs" -LE bench
+run release -L bench
+
+if [ "$mode" != --quick ]; then
+    step "build: address and undefined-behaviour sanitizers"
+    build asan
+
+    step "tests: sanitizers"
+    run asan -j "$jobs" -L 'unit|crash|kernel'
+
+    step "format and lint"
+    git ls-files '*.cc' '*.h' | xargs clang-format-19 --dry-run --Werror
+    git ls-files 'libatomicfs/*.cc' 'tools/*.cc' |
+        xargs -P "$jobs" -n 4 clang-tidy-19 --quiet -p build/release 2>/dev/null
+fi
+
+step "all tests passed"
