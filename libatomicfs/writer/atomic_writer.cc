@@ -224,8 +224,11 @@ Result<WriteOutcome> AtomicWriter::write(const WriteRange& range, Engine engine)
     WriteOutcome outcome;
     if (engine != Engine::Logged) {
         auto shape = A4_TRY(range_shape(volume(), before, range.offset, length));
-        // Holes and unwritten blocks before EOF are made ready for either engine.
-        if (device.supported() && !shape.beyond_eof && (shape.holes || shape.unwritten)) {
+        // Holes and unwritten blocks before EOF are made ready for either engine, but not for a
+        // length that the device refuses anyway.
+        const bool device_takes = device.supported() && length >= device.unit_min &&
+                                  length <= device.unit_max;
+        if (device_takes && !shape.beyond_eof && (shape.holes || shape.unwritten)) {
             A4_CHECK(make_ready(volume(), before, range.offset, length, length));
             forget(range.inode);
             shape = A4_TRY(range_shape(volume(), A4_TRY(file(range.inode, range.generation)),
