@@ -135,26 +135,32 @@ Result<> AtomicWriter::begin_session() {
     return {};
 }
 
-// The file ready to take the range; new_size where it will grow.
-Result<AtomicWriter::Prepared> AtomicWriter::prepare(const WriteRange& range, Bytes align) {
-    Prepared prepared;
-    const Bytes length(range.data.size());
-    prepared.file = A4_TRY(file(range.inode, range.generation));
-    if (!A4_TRY(written_throughout(prepared.file, range.offset, length))) {
-        A4_CHECK(make_ready(volume(), prepared.file, range.offset, length, align));
+// The file ready to take the ranges; new_size where it will grow.
+Result<std::vector<AtomicWriter::Prepared>> AtomicWriter::prepare(
+    std::span<const WriteRange> ranges, Bytes align) {
+    for (const WriteRange& range : ranges) {
+        const Bytes length(range.data.size());
+        const FileState before = A4_TRY(file(range.inode, range.generation));
+        if (A4_TRY(written_throughout(before, range.offset, length))) continue;
+        A4_CHECK(make_ready(volume(), before, range.offset, length, align));
         forget(range.inode);
-        prepared.file = A4_TRY(file(range.inode, range.generation));
     }
-    const Bytes end((range.offset + length).value());
-    if (end > prepared.file.size) {
-        prepared.new_size = end;
-        A4_CHECK(zero_gap(volume(), prepared.file, range.offset, length, end));
+    // Only with the blocks of all ranges there: a growing one converts those of its neighbours too.
+    std::vector<Prepared> prepared;
+    for (const WriteRange& range : ranges) {
+        Prepared& one = prepared.emplace_back();
+        one.file = A4_TRY(file(range.inode, range.generation));
+        const Bytes length(range.data.size());
+        const Bytes end((range.offset + length).value());
+        if (end <= one.file.size) continue;
+        one.new_size = end;
+        A4_CHECK(zero_gap(volume(), one.file, range.offset, length, end));
     }
     return prepared;
 }
 
 Result<> AtomicWriter::write_logged(std::span<const WriteRange> ranges,
-                                    std::span<Prepared> prepared) {
+                                    std::span<const Prepared> prepared) {
     std::vector<RangeRef> refs;
     std::vector<std::span<const std::byte>> data;
     for (size_t i = 0; i < ranges.size(); ++i) {
@@ -244,8 +250,8 @@ Result<WriteOutcome> AtomicWriter::write(const WriteRange& range, Engine engine)
         outcome.why_not_native = can.error().message;
         if (length > limits.unit_max_logged) return fail(Error(can.error()));
     }
-    Prepared prepared = A4_TRY(prepare(range, length));
-    A4_CHECK(write_logged(std::span(&range, 1), std::span(&prepared, 1)));
+    const auto prepared = A4_TRY(prepare(std::span(&range, 1), length));
+    A4_CHECK(write_logged(std::span(&range, 1), prepared));
     return outcome;
 }
 
@@ -273,12 +279,7 @@ Result<> AtomicWriter::write_batch(std::span<const WriteRange> ranges) {
     }
     if (total > opened_.log_contents.superblock.capacity().value() / 4)
         return fail(EMSGSIZE, "a batch of {} bytes is more than a quarter of the log", total);
-    std::vector<Prepared> prepared;
-    for (const WriteRange& range : ranges)
-        prepared.push_back(A4_TRY(prepare(range, volume().block_size())));
-    // Making one range ready may have changed the state of another one's file.
-    for (size_t i = 0; i < ranges.size(); ++i)
-        prepared[i].file = A4_TRY(file(ranges[i].inode, ranges[i].generation));
+    const auto prepared = A4_TRY(prepare(ranges, volume().block_size()));
     return write_logged(ranges, prepared);
 }
 
@@ -289,7 +290,8 @@ Result<> AtomicWriter::write_plain(const WriteRange& range) {
         return fail(EINVAL, "the offset {} is too large", range.offset);
     A4_CHECK(check_file(volume(), A4_TRY(file(range.inode, range.generation))));
     A4_CHECK(retire_overlapping(range));
-    const Prepared prepared = A4_TRY(prepare(range, volume().block_size()));
+    const Prepared prepared =
+        A4_TRY(prepare(std::span(&range, 1), volume().block_size())).front();
     if (auto done = place_cached(prepared.file, range.offset, range.data); !done)
         return std::move(done).context("plain write");
     touched_.insert(range.inode);

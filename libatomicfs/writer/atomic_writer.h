@@ -84,8 +84,8 @@ class AtomicWriter {
     Result<> usable() const;
     Error poison(Error error, std::string_view doing);
     Result<> begin_session();
-    Result<Prepared> prepare(const WriteRange& range, Bytes align);
-    Result<> write_logged(std::span<const WriteRange> ranges, std::span<Prepared> prepared);
+    Result<std::vector<Prepared>> prepare(std::span<const WriteRange> ranges, Bytes align);
+    Result<> write_logged(std::span<const WriteRange> ranges, std::span<const Prepared> prepared);
     Result<> write_native(const WriteRange& range, const RangeShape& shape);
     Result<> retire_overlapping(const WriteRange& range);
     Result<> place_cached(const FileState& file, ByteOffset offset,
