@@ -296,7 +296,8 @@ Result<> AtomicWriter::write_plain(const WriteRange& range) {
         return std::move(done).context("plain write");
     touched_.insert(range.inode);
     if (prepared.new_size.value() > 0) {
-        A4_CHECK(volume().device().flush());
+        if (auto done = volume().device().flush(); !done)
+            return fail(poison(std::move(done).error(), "flush"));
         auto done = finish_growth(volume(), prepared.file, range.offset, Bytes(range.data.size()),
                                   prepared.new_size);
         forget(range.inode);
