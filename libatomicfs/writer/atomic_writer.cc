@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "ext4/format.h"
+#include "ext4/transaction.h"
 #include "redo/place.h"
 #include "redo/volume_log.h"
 
@@ -159,6 +160,22 @@ Result<std::vector<AtomicWriter::Prepared>> AtomicWriter::prepare(
     return prepared;
 }
 
+// Once the record is durable the growth happens, or neither this writer nor replay can go on: what
+// it takes must be there before.
+Result<> AtomicWriter::rehearse_growth(std::span<const WriteRange> ranges,
+                                       std::span<const Prepared> prepared) {
+    if (std::ranges::all_of(prepared, [](const Prepared& p) { return p.new_size.value() == 0; }))
+        return {};
+    Transaction transaction(volume());
+    for (size_t i = 0; i < ranges.size(); ++i) {
+        if (prepared[i].new_size.value() == 0) continue;
+        const FileState now = A4_TRY(read_file(volume(), ranges[i].inode, ranges[i].generation));
+        A4_CHECK(stage_growth(volume(), now, ranges[i].offset, Bytes(ranges[i].data.size()),
+                              prepared[i].new_size));
+    }
+    return {};  // dropped
+}
+
 Result<> AtomicWriter::write_logged(std::span<const WriteRange> ranges,
                                     std::span<const Prepared> prepared) {
     std::vector<RangeRef> refs;
@@ -168,6 +185,7 @@ Result<> AtomicWriter::write_logged(std::span<const WriteRange> ranges,
                         Bytes(ranges[i].data.size()), prepared[i].new_size});
         data.push_back(ranges[i].data);
     }
+    A4_CHECK(rehearse_growth(ranges, prepared));
     A4_CHECK(begin_session());
     if (!log_->has_room(refs)) A4_CHECK(retire_all());
     auto appended = log_->append(refs, data);
@@ -189,8 +207,9 @@ Result<> AtomicWriter::write_logged(std::span<const WriteRange> ranges,
     for (size_t i = 0; i < ranges.size(); ++i) {
         if (prepared[i].new_size.value() == 0) continue;
         // An earlier range of this batch may have grown the file already.
-        const FileState now = A4_TRY(read_file(volume(), ranges[i].inode, ranges[i].generation));
-        auto done = finish_growth(volume(), now, ranges[i].offset, Bytes(ranges[i].data.size()),
+        const auto now = read_file(volume(), ranges[i].inode, ranges[i].generation);
+        if (!now) return fail(poison(now.error(), "growing the file"));
+        auto done = finish_growth(volume(), *now, ranges[i].offset, Bytes(ranges[i].data.size()),
                                   prepared[i].new_size);
         forget(ranges[i].inode);
         if (!done) return fail(poison(std::move(done).error(), "growing the file"));
