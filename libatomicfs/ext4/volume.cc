@@ -28,7 +28,12 @@ extern "C" {
 // chosen here: libext2fs counts it and then reports it through atomic4_block_changed.
 static errcode_t atomic4_choose_block(ext2_filsys fs, blk64_t goal, blk64_t* ret) {
     Volume& volume = volume_of(fs);
-    const auto block = volume.allocator().choose_block(Pblk(goal));
+    auto block = volume.allocator().choose_block(Pblk(goal));
+    if (!block && block.error().code == ENOSPC) {
+        // Windows that files hold in memory are no reason to refuse.
+        volume.preallocations().release_all();
+        block = volume.allocator().choose_block(Pblk(goal));
+    }
     if (!block) {
         if (block.error().code == ENOSPC) return EXT2_ET_BLOCK_ALLOC_FAIL;
         volume.adapter().latch(block.error());
