@@ -72,6 +72,10 @@ Result<> zero_gap(Volume& volume, const FileState& file, ByteOffset written_from
 // For files without the flag only the written range is converted.
 Result<> finish_growth(Volume& volume, const FileState& file, ByteOffset written_from,
                        Bytes written_length, Bytes new_size);
+// finish_growth without the commit, for those who must know beforehand whether it will succeed
+// (ENOSPC: splitting an extent may take a tree block). An operation is open.
+Result<> stage_growth(Volume& volume, const FileState& file, ByteOffset written_from,
+                      Bytes written_length, Bytes new_size);
 
 // Sets mtime and ctime to now.
 Result<> touch_file(Volume& volume, ext2_ino_t number);

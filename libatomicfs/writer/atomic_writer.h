@@ -2,7 +2,8 @@
 //
 // Order of one logged write, and what each step is for:
 //
-//   1 make_ready      blocks allocated, zeroed and committed before a record relies on them
+//   1 make_ready      blocks allocated, zeroed and committed before a record relies on them; a
+//                     growth is rehearsed, so that it can't fail for want of space in step 5
 //   2 needs-replay    durable before the first record: stock kernels and tools stay out
 //   3 append          the record is durable: from here on the write happens, crash or not
 //   4 place           from the log's own copy of the bytes; a reader sees the new ones
@@ -84,8 +85,10 @@ class AtomicWriter {
     Result<> usable() const;
     Error poison(Error error, std::string_view doing);
     Result<> begin_session();
-    Result<Prepared> prepare(const WriteRange& range, Bytes align);
-    Result<> write_logged(std::span<const WriteRange> ranges, std::span<Prepared> prepared);
+    Result<std::vector<Prepared>> prepare(std::span<const WriteRange> ranges, Bytes align);
+    Result<> rehearse_growth(std::span<const WriteRange> ranges,
+                             std::span<const Prepared> prepared);
+    Result<> write_logged(std::span<const WriteRange> ranges, std::span<const Prepared> prepared);
     Result<> write_native(const WriteRange& range, const RangeShape& shape);
     Result<> retire_overlapping(const WriteRange& range);
     Result<> place_cached(const FileState& file, ByteOffset offset,
