@@ -182,9 +182,17 @@ is() {
 changes_nothing() {
     local image=$1
     shift
-    copy_image "$image" "$T/.before"
+    remember "$image"
     capture "$@"
-    cmp -s "$image" "$T/.before" || die "$image was changed by: $*"
+    unchanged "$image"
+}
+
+# The image is, byte for byte, what it was when it was remembered.
+remember() {
+    copy_image "$1" "$T/.before"
+}
+unchanged() {
+    cmp -s "$1" "$T/.before" || die "$1 was changed"
     CHECKS=$((CHECKS + 1))
 }
 
