@@ -216,6 +216,20 @@ Result<Pblk> AlignedAllocator::choose_block(Pblk goal) {
     return find(0, goal, true);
 }
 
+Result<bool> AlignedAllocator::is_free(Pblk block) {
+    if (block.value() < fs_->super->s_first_data_block ||
+        block.value() >= ext2fs_blocks_count(fs_->super))
+        return false;
+    const dgrp_t group = ext2fs_group_of_blk2(fs_, block.value());
+    const uint64_t bit = block.value() - ext2fs_group_first_block2(fs_, group);
+    const auto bits = A4_TRY(bitmaps_.get(group));
+    if (((*bits)[bit / 8] >> (bit % 8) & 1) != 0) return false;
+    const auto above = reserved_.upper_bound(block);
+    if (above == reserved_.begin()) return true;
+    const auto& [start, length] = *std::prev(above);
+    return block >= start + length;
+}
+
 Result<std::vector<PblkRun>> AlignedAllocator::allocate_units(int order, uint64_t count,
                                                               Pblk goal) {
     std::vector<PblkRun> runs;

@@ -290,6 +290,14 @@ std::map<uint64_t, std::shared_ptr<const GroupBitmaps::Bits>> GroupBitmaps::befo
     return blocks;
 }
 
+bool GroupBitmaps::newly_used(uint64_t block) const {
+    const uint32_t group = ext2fs_group_of_blk2(fs_, block);
+    const auto found = before_.find(group);
+    return found != before_.end() &&
+           !test_bit(*found->second,
+                     static_cast<uint32_t>(block - ext2fs_group_first_block2(fs_, group)));
+}
+
 void GroupBitmaps::committed() {
     dirty_.clear();
     before_.clear();

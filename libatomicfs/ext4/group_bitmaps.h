@@ -72,6 +72,8 @@ class GroupBitmaps {
     // The changed bitmaps as they were, for undoing a commit that failed half-way.
     std::map<uint64_t, std::shared_ptr<const Bits>> before() const;
     void committed();
+    // Whether this operation took the block: it was free before. Block kind.
+    bool newly_used(uint64_t block) const;
 
     uint32_t bits_in(uint32_t group) const;
 

@@ -22,9 +22,22 @@ bool in_inode_table(ext2_filsys fs, uint64_t block) {
     return false;
 }
 
+// Which node of an extent tree a block is; directory and xattr blocks are none.
+enum class Node { None, Index, Leaf };
+
+Node node_kind(std::span<const std::byte> block) {
+    ext3_extent_header header;
+    std::memcpy(&header, block.data(), sizeof header);
+    // A directory block could begin like that, but not with a record as long as the other number.
+    const size_t room = (block.size() - sizeof header) / sizeof(ext3_extent);
+    if (header.eh_magic != EXT3_EXT_MAGIC || header.eh_max != room) return Node::None;
+    return header.eh_depth == 0 ? Node::Leaf : Node::Index;
+}
+
 }  // namespace
 
-Transaction::Transaction(Volume& volume) : volume_(volume), super_before_(*volume.fs()->super) {
+Transaction::Transaction(Volume& volume)
+    : volume_(volume), super_before_(*volume.fs()->super), attr_before_(volume.attr_state()) {
     volume_.metadata_device().begin();
     volume_.descriptors().begin();
     volume_.block_bitmaps().begin();
@@ -43,6 +56,7 @@ void Transaction::abort() {
     volume_.inode_bitmaps().abort();
     volume_.descriptors().abort();
     *volume_.fs()->super = super_before_;
+    volume_.restore_attr(std::move(attr_before_));
     (void)ext2fs_flush_icache(volume_.fs());
     volume_.allocator().groups_changed({touched.begin(), touched.end()});
 }
@@ -85,9 +99,12 @@ Result<> Transaction::commit(Order order) {
     // Everything that can fail without writing, first: checksums, images of what is there now.
     const auto block_bitmaps = A4_TRY(volume_.block_bitmaps().prepare());
     const auto inode_bitmaps = A4_TRY(volume_.inode_bitmaps().prepare());
+    const bool freeing = order == Order::Freeing;
     Images bitmaps;
     Images tree;
     Images inodes;
+    Images old_index;  // allocating only, and so are the leaves
+    Images old_leaves;
     Images before;
     std::vector<std::vector<std::byte>> kept;
     const auto keep_old = [&](uint64_t block) -> Result<> {
@@ -117,15 +134,20 @@ Result<> Transaction::commit(Order order) {
         A4_CHECK(keep_old(block));
     }
     for (const auto& [block, bytes] : volume_.metadata_device().blocks()) {
-        (in_inode_table(fs, block) ? inodes : tree)[block] = bytes;
+        Images* images = in_inode_table(fs, block) ? &inodes : &tree;
+        if (!freeing && images == &tree && !volume_.block_bitmaps().newly_used(block)) {
+            const Node node = node_kind(bytes);
+            if (node == Node::Index) images = &old_index;
+            if (node == Node::Leaf) images = &old_leaves;
+        }
+        (*images)[block] = bytes;
         A4_CHECK(keep_old(block));
     }
     const bool super_changed = std::memcmp(&super_before_, fs->super, sizeof super_before_) != 0;
 
-    const bool freeing = order == Order::Freeing;
     const std::vector<const Images*> steps =
         freeing ? std::vector<const Images*>{&tree, &inodes, &bitmaps}
-                : std::vector<const Images*>{&bitmaps, &tree, &inodes};
+                : std::vector<const Images*>{&bitmaps, &tree, &inodes, &old_index, &old_leaves};
     std::vector<const Images*> written;
     bool flush_failed = false;
     const auto run = [&]() -> Result<> {

@@ -8,14 +8,20 @@
 //   Allocating                                       Freeing
 //   1 bitmaps, group descriptors   (blocks leaked    1 tree, directory and xattr blocks
 //     flush                         at worst)          flush
-//   2 tree, directory, xattr blocks                  2 inodes, superblock
+//   2 new tree blocks, directories, xattrs           2 inodes, superblock
 //     flush                                            flush
 //   3 inodes, superblock                             3 bitmaps, group descriptors
 //     flush                                            flush
+//   4 tree blocks that were there before: index
+//     nodes, flush, leaves, flush
+//
+// 4 is for a leaf that is split: its second half stands in a new leaf, and the parent names that,
+// before the old leaf gives it up. Until then both have it.
 //
 // so that no inode ever points at a block that the bitmaps call free (another file would get it).
 // What a crash can leave is blocks in use that nobody owns, wrong counts, a bitmap whose checksum
-// is old, and a torn tree block: e2fsck's work (RECOVERY.md). Data blocks are zeroed by the caller
+// is old, extents in two leaves, and, on a disk that tears its blocks, a torn one: e2fsck's work
+// (RECOVERY.md). Data blocks are zeroed by the caller
 // before commit(), and covered by its first flush.
 //
 // If a write fails, what was written is put back, and the operation is reported as failed; if that
@@ -46,6 +52,7 @@ class Transaction {
     Volume& volume_;
     bool open_ = true;
     ext2_super_block super_before_;
+    Volume::AttrState attr_before_;
 };
 
 }  // namespace atomic4

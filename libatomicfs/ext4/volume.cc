@@ -39,6 +39,28 @@ static errcode_t atomic4_choose_block(ext2_filsys fs, blk64_t goal, blk64_t* ret
     return 0;
 }
 
+// The same when a hashed directory grows: libext2fs does that by its fallocate, which asks for
+// ranges, and without this would look for them in fs->block_map, where nothing is in use.
+static errcode_t atomic4_choose_range(ext2_filsys fs, int flags, blk64_t goal, blk64_t length,
+                                      blk64_t* first, blk64_t* count) {
+    Volume& volume = volume_of(fs);
+    *count = 1;
+    if ((flags & EXT2_NEWRANGE_MIN_LENGTH) != 0 && length > 1) return EXT2_ET_BLOCK_ALLOC_FAIL;
+    if (const errcode_t code = atomic4_choose_block(fs, goal, first); code != 0) return code;
+    // A fixed goal is a wish to go on where the last extent ends; elsewhere is asked for next.
+    if ((flags & EXT2_NEWRANGE_FIXED_GOAL) != 0) {
+        const auto free = volume.allocator().is_free(Pblk(goal));
+        if (!free) {
+            volume.adapter().latch(free.error());
+            return static_cast<errcode_t>(free.error().code);
+        }
+        if (!*free) return EXT2_ET_BLOCK_ALLOC_FAIL;
+        volume.descriptors().touch(ext2fs_group_of_blk2(fs, goal));
+        *first = goal;
+    }
+    return 0;
+}
+
 static void atomic4_block_changed(ext2_filsys fs, blk64_t block, int inuse) {
     Volume& volume = volume_of(fs);
     const dgrp_t group = ext2fs_group_of_blk2(fs, block);
@@ -47,6 +69,12 @@ static void atomic4_block_changed(ext2_filsys fs, blk64_t block, int inuse) {
     const auto done = volume.block_bitmaps().set(group, bit, 1, inuse > 0, false);
     if (!done) volume.adapter().latch(done.error());
     volume.allocator().block_changed(Pblk(block));
+}
+
+static void atomic4_range_changed(ext2_filsys fs, blk64_t block, blk_t count, int inuse) {
+    // Before 1.47.4 libext2fs reports (end, 0) instead of (first, count); atomic4_choose_range gives
+    // single blocks only.
+    atomic4_block_changed(fs, count == 0 ? block - 1 : block, inuse);
 }
 
 }  // extern "C"
@@ -229,6 +257,8 @@ void Volume::set_up_allocation() {
         adapter_.latch(Error{ENOMEM, "out of memory"});
     ext2fs_set_alloc_block_callback(fs_, atomic4_choose_block, nullptr);
     ext2fs_set_block_alloc_stats_callback(fs_, atomic4_block_changed, nullptr);
+    ext2fs_set_new_range_callback(fs_, atomic4_choose_range, nullptr);
+    ext2fs_set_block_alloc_stats_range_callback(fs_, atomic4_range_changed, nullptr);
 }
 
 bool Volume::gate_in_primary() const {

@@ -76,6 +76,16 @@ class Volume {
     Result<> write_needs_replay(bool on);
     // Stages the volume attribute; an operation must be open.
     Result<> stage_attr(const std::optional<VolumeAttr>& attr);
+    // What the attribute was before an operation that is aborted.
+    struct AttrState {
+        std::optional<VolumeAttr> attr;
+        std::optional<Error> error;
+    };
+    AttrState attr_state() const { return {attr_, attr_error_}; }
+    void restore_attr(AttrState before) {
+        attr_ = std::move(before.attr);
+        attr_error_ = std::move(before.error);
+    }
 
     AlignedAllocator& allocator() { return *allocator_; }
     InodePreallocations& preallocations() { return *preallocations_; }

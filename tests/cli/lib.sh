@@ -203,7 +203,7 @@ as_nobody() {
 pattern() {
     local bytes
     bytes=$(size_of "$2")
-    head -c "$bytes" < <(seq -f "$1 %.0f" 1 "$((bytes / 4 + 1))")
+    head -c "$bytes" < <(seq -f "$1 %.0f" 1 "$((bytes / 4 + 1))" || true)
 }
 
 size_of() {

@@ -5,7 +5,6 @@
 namespace atomic4::test {
 namespace {
 
-constexpr uint64_t kSector = 512;
 constexpr uint64_t kSuperblockEnd = 4096;
 
 // splitmix64: a good bit for every (seed, event, place), whatever was asked before.
@@ -81,7 +80,7 @@ void CrashDevice::apply_by_chance(size_t index, uint64_t seed,
     const uint64_t end = (event.offset + event.length).value();
     for (uint64_t begin = event.offset.value(); begin < end;) {
         const uint64_t unit_end =
-            begin < kSuperblockEnd ? kSuperblockEnd : round_down(begin, kSector) + kSector;
+            begin < kSuperblockEnd ? kSuperblockEnd : round_down(begin, sector_) + sector_;
         const uint64_t part_end = std::min(unit_end, end);
         if (dice(seed, index, unit_end) & 1) apply_part(event, begin, part_end, image);
         begin = part_end;
@@ -106,9 +105,16 @@ void CrashDevice::advance_base(size_t events_done) const {
 }
 
 std::vector<std::byte> CrashDevice::image_after(size_t events_done, uint64_t seed) const {
+    std::vector<std::byte> image;
+    image_after(events_done, seed, image);
+    return image;
+}
+
+void CrashDevice::image_after(size_t events_done, uint64_t seed,
+                              std::vector<std::byte>& image) const {
     events_done = std::min(events_done, events_.size());
     advance_base(events_done);
-    std::vector<std::byte> image = base_;
+    image = base_;
     for (size_t i = base_events_; i < events_done; ++i) {
         if (certain_when_done(events_[i]))
             apply(events_[i], image);
@@ -116,7 +122,6 @@ std::vector<std::byte> CrashDevice::image_after(size_t events_done, uint64_t see
             apply_by_chance(i, seed, image);
     }
     if (events_done < events_.size()) apply_by_chance(events_done, seed, image);
-    return image;
 }
 
 Result<> CrashDevice::record(Kind kind, const char* what, ByteOffset offset,

@@ -32,9 +32,16 @@ void put32(Image& image, size_t at, uint32_t number) {
     std::memcpy(image.data() + at, &value, sizeof value);
 }
 
+bool has_checksums(const Image& image) {
+    return (get32(image, kRoCompat) & EXT4_FEATURE_RO_COMPAT_METADATA_CSUM) != 0;
+}
+
+uint32_t checksum_of(const Image& image) {
+    return crc32c(~0u, std::span(image).subspan(kSuper, 0x3fc));
+}
+
 void set_checksum(Image& image) {
-    if ((get32(image, kRoCompat) & EXT4_FEATURE_RO_COMPAT_METADATA_CSUM) != 0)
-        put32(image, kChecksum, crc32c(~0u, std::span(image).subspan(kSuper, 0x3fc)));
+    if (has_checksums(image)) put32(image, kChecksum, checksum_of(image));
 }
 
 void store(const Image& image, const std::string& path) {
@@ -80,6 +87,34 @@ class Borrowed final : public Device {
 
 }  // namespace
 
+Result<> ImageDevice::read(ByteOffset offset, std::span<std::byte> into) {
+    A4_CHECK(check_range(*this, "read", offset, Bytes(into.size())));
+    if (!into.empty()) std::memcpy(into.data(), image_.data() + offset.value(), into.size());
+    return {};
+}
+
+Result<> ImageDevice::write(ByteOffset offset, std::span<const std::byte> from) {
+    A4_CHECK(check_range(*this, "write", offset, Bytes(from.size())));
+    ++changes_;
+    if (!from.empty()) std::memcpy(image_.data() + offset.value(), from.data(), from.size());
+    return {};
+}
+
+Result<> ImageDevice::write_durable(ByteOffset offset, std::span<const std::byte> from) {
+    return write(offset, from);
+}
+
+Result<> ImageDevice::write_atomic(ByteOffset, std::span<const std::byte>) {
+    return fail(EOPNOTSUPP, "{}: {}", name_, limits_.why_not);
+}
+
+Result<> ImageDevice::zero(ByteOffset offset, Bytes length) {
+    A4_CHECK(check_range(*this, "zeroing", offset, length));
+    ++changes_;
+    std::memset(image_.data() + offset.value(), 0, length.value());
+    return {};
+}
+
 std::unique_ptr<Device> borrowed(Device& device) {
     return std::make_unique<Borrowed>(device);
 }
@@ -119,6 +154,14 @@ Image without_our_bits(Image image) {
     put32(image, kIncompat, get32(image, kIncompat) & ~kFeatureIncompatNeedsReplay);
     set_checksum(image);
     return image;
+}
+
+RawSuper raw_super(const Image& image) {
+    RawSuper raw;
+    raw.gate = (get32(image, kCompat) & kFeatureCompatAtomic4) != 0;
+    raw.needs_replay = (get32(image, kIncompat) & kFeatureIncompatNeedsReplay) != 0;
+    raw.checksum_right = !has_checksums(image) || get32(image, kChecksum) == checksum_of(image);
+    return raw;
 }
 
 Fsck e2fsck(const Image& image, const std::vector<std::string>& arguments, Image* repaired) {

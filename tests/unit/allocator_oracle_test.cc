@@ -299,6 +299,10 @@ TEST_P(AllocatorOracle, SucceedsExactlyWhenAnAlignedRunIsFree) {
                 }
             }
             model.expect_same();
+            for (uint64_t block = 0; block < model.size() + 5; block += 1 + below(4)) {
+                ASSERT_EQ(must(allocator.is_free(Pblk(block))), model.run_is_free(block, 1))
+                    << block;
+            }
             if (testing::Test::HasFailure()) return;
             allocator.release_all_reserved();
             model.release_all();

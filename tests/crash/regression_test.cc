@@ -1,0 +1,90 @@
+// What the sessions of power_cut_test.cc have found, made small.
+#include <gtest/gtest.h>
+
+#include "support/bytes.h"
+#include "support/crash_scenario.h"
+
+namespace atomic4::test {
+namespace {
+
+struct Prepared {
+    Image image;
+    FileModel file;
+};
+
+Prepared one_file(uint64_t blocks, const std::vector<Piece>& pieces) {
+    std::mt19937_64 random(1);
+    Prepared prepared;
+    prepared.image = make_atomic4(4 << 20, {"-b", "1024", "-N", "64"});
+    ImageDevice device(prepared.image);
+    const auto opened = open_for_writing(borrowed(device));
+    if (!opened) throw std::runtime_error(opened.error().message);
+    prepared.file = make_file(*opened->volume, "/file", blocks * 1024, pieces, random);
+    return prepared;
+}
+
+// The range ends inside an extent that isn't the leaf's first: after a goto, libext2fs comes by the
+// leaf's extents again, and the walk took the same one for an overlap.
+TEST(Found, RangeEndsInsideALaterExtentOfALeaf) {
+    Prepared it = one_file(40, {{0, 2}, {4, 2}, {8, 2}, {12, 2}, {16, 8}, {30, 8}});
+    ImageDevice device(it.image);
+    const auto opened = open_for_reading(borrowed(device));
+    ASSERT_TRUE(opened) << opened.error().message;
+    const auto file = read_file(*opened->volume, it.file.inode);
+    ASSERT_TRUE(file) << file.error().message;
+    for (uint64_t first = 0; first < 40; ++first) {
+        for (uint64_t end = first + 1; end <= 40; ++end) {
+            const auto mappings = map_range(*opened->volume, file->number, file->inode, Lblk(first),
+                                            Blocks(end - first));
+            ASSERT_TRUE(mappings) << first << " to " << end << ": " << mappings.error().message;
+            Lblk at(first);
+            for (const Mapping& mapping : *mappings) {
+                EXPECT_EQ(mapping.lblk, at);
+                at = mapping.end();
+            }
+            EXPECT_EQ(at, Lblk(end));
+        }
+    }
+}
+
+// A plain write that covers its first and last block in part, into blocks that wait unwritten
+// beyond EOF: the rest of those blocks showed what the disk had held before.
+TEST(Found, GrowthIntoPreallocationShowsNothingOld) {
+    for (const bool hole : {false, true}) {
+        SCOPED_TRACE(hole ? "hole" : "preallocated");
+        Prepared it =
+            hole ? one_file(4, {{0, 4}}) : one_file(4, {{0, 4}, {4, 12, MapState::Unwritten}});
+        std::mt19937_64 random(2);
+        Scenario scenario(std::move(it.image), {it.file});
+        scenario.plain(0, 6 * 1024 + 100, random_bytes(3000, random));
+        scenario.close();
+        Image image = scenario.device().contents();
+        EXPECT_EQ(compare_files(image, scenario.expected_at(scenario.device().events())), "");
+    }
+}
+
+// Mapping a hole in a full leaf splits it. Until the parent named the new leaf, everything in the
+// second half was out of reach.
+TEST(Found, LeafSplitLosesNothing) {
+    std::vector<Piece> pieces;
+    for (uint64_t i = 0; i < 84; ++i) pieces.push_back({2 * i, 1});
+    Prepared it = one_file(167, pieces);
+    std::mt19937_64 random(3);
+    Scenario scenario(std::move(it.image), {it.file});
+    scenario.write(0, 3 * 1024, random_bytes(1024, random));
+    scenario.close();
+    Image image;
+    for (size_t event = 0; event <= scenario.device().events(); ++event) {
+        for (const uint64_t fate : {0, 1, 2, 3, 4, 5, 6, 7}) {
+            scenario.image_after(event, fate, image);
+            ImageDevice device(image);
+            const auto done = recover(borrowed(device), OnConflict::Keep);
+            ASSERT_TRUE(done) << done.error().message;
+            EXPECT_EQ(compare_files(image, scenario.expected_at(event)), "")
+                << "event " << event << ", fate " << fate;
+        }
+    }
+}
+
+}  // namespace
+}  // namespace atomic4::test

@@ -1,0 +1,779 @@
+// Creating and releasing atomic files; enabling and disabling a volume.
+#include "ext4/atomic_file.h"
+
+#include <ctime>
+#include <random>
+#include <set>
+
+#include "ext4/format.h"
+#include "ext4/xattr.h"
+#include "redo/log_reader.h"
+#include "redo/volume_log.h"
+#include "support/fault_device.h"
+#include "unit/volume_fixture.h"
+#include "writer/open_volume.h"
+
+namespace atomic4::test {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+constexpr uint64_t kSize = 16 << 20;
+
+// What debugfs stat says of a path.
+std::string debugfs_stat(const Image& image, const std::string& path) {
+    const TempDir dir;
+    store_image(without_our_bits(image), dir.file("image"));
+    return run_command({"debugfs", "-R", "stat " + path, dir.file("image")}).output;
+}
+
+// An opened volume on its own memory.
+struct Opened {
+    explicit Opened(Image image, bool require_atomic4 = true) : memory(std::move(image)) {
+        volume = open_volume(memory, OpenFor::Write, require_atomic4);
+    }
+    const Image& image() const { return memory.contents(); }
+    uint64_t free_blocks() const { return ext2fs_free_blocks_count(volume->fs()->super); }
+    FileState state(ext2_ino_t number) { return must(read_file(*volume, number)); }
+
+    MemoryDevice memory;
+    std::unique_ptr<Volume> volume;
+};
+
+Image dirty(const char* block = "1024", std::vector<std::string> more = {}) {
+    more.insert(more.begin(), {"-b", block});
+    return make_dirty_atomic4(kSize, more);
+}
+
+// --- Creating ------------------------------------------------------------------------------------
+
+TEST(CreateFile, SizesAndUnits) {
+    for (const char* block : {"1024", "2048", "4096"}) {
+        Opened o(dirty(block));
+        const uint64_t bs = o.volume->block_size().value();
+        int n = 0;
+        std::set<uint32_t> generations;
+        for (const uint64_t unit : {bs, uint64_t{4096}, uint64_t{16384}, uint64_t{1} << 20}) {
+            for (const uint64_t size : {uint64_t{0}, uint64_t{1}, bs, unit - 1, unit, unit + 1,
+                                        2 * unit + 777, uint64_t{100'000}}) {
+                SCOPED_TRACE(testing::Message() << block << ": " << size << " in " << unit);
+                if (size > 1 << 21) continue;
+                const std::string path = fmt::format("/f{}", n++);
+                const uint64_t free = o.free_blocks();
+                const auto number =
+                    must(create_atomic_file(*o.volume, path, {Bytes(size), Bytes(unit)}));
+                EXPECT_EQ(must(lookup(*o.volume, path)), number);
+                const FileState file = o.state(number);
+                EXPECT_TRUE(file.atomic);
+                EXPECT_EQ(file.unit, Bytes(unit));
+                EXPECT_EQ(file.size, Bytes(size));
+                EXPECT_TRUE(file.extent_mapped());
+                EXPECT_NE(file.generation, 0u);
+                EXPECT_TRUE(generations.insert(file.generation).second);
+                const uint64_t units = (size + unit - 1) / unit;
+                const LayoutReport report = must(check_layout(*o.volume, file, Bytes(unit)));
+                EXPECT_EQ(report.problems, 0u);
+                EXPECT_EQ(report.units_mapped, units);
+                EXPECT_LE(free - o.free_blocks(), units * unit / bs + 1);
+                // Zeros up to the end, whatever the blocks held.
+                const Image content = dump_file(o.image(), path);
+                EXPECT_EQ(content.size(), size);
+                EXPECT_TRUE(std::all_of(content.begin(), content.end(),
+                                        [](std::byte b) { return b == std::byte{0}; }));
+                if (o.free_blocks() * bs < 5u << 20) {
+                    Transaction transaction(*o.volume);
+                    must(unlink_name(*o.volume, {EXT2_ROOT_INO, path.substr(1)}, number));
+                    must(stage_delete(*o.volume, number));
+                    must(transaction.commit(Transaction::Order::Freeing));
+                    EXPECT_EQ(o.free_blocks(), free);
+                }
+            }
+        }
+        EXPECT_EQ(fsck_complaints(o.image()), "");
+    }
+}
+
+TEST(CreateFile, Attributes) {
+    for (const char* inode_size : {"128", "256", "1024"}) {
+        SCOPED_TRACE(inode_size);
+        Opened o(dirty("1024", {"-I", inode_size}));
+        const auto before = static_cast<uint32_t>(time(nullptr));
+        NewFile file{Bytes(65536), Bytes(16384), 02640, 0x12345678, 0x9abcdef0};
+        const auto number = must(create_atomic_file(*o.volume, "/f", file));
+        const auto after = static_cast<uint32_t>(time(nullptr));
+        const ext2_inode inode = o.state(number).inode;
+        EXPECT_EQ(inode.i_mode, LINUX_S_IFREG | 02640);
+        EXPECT_EQ(inode_uid(inode), 0x12345678u);
+        EXPECT_EQ(inode_gid(inode), 0x9abcdef0u);
+        EXPECT_EQ(inode.i_links_count, 1);
+        for (const uint32_t when : {inode.i_atime, inode.i_ctime, inode.i_mtime}) {
+            EXPECT_GE(when, before);
+            EXPECT_LE(when, after);
+        }
+        EXPECT_EQ(inode.i_dtime, 0u);
+        EXPECT_EQ(must(read_xattr(o.volume->fs(), number, kUnitXattr)), "16384");
+        const std::string stock = debugfs_stat(o.image(), "/f");
+        EXPECT_THAT(stock, HasSubstr("User: 305419896"));
+        EXPECT_THAT(stock, HasSubstr("Mode:  02640"));
+        EXPECT_THAT(stock, HasSubstr("trusted.atomic4.unit (5) = \"16384\""));
+        EXPECT_EQ(fsck_complaints(o.image()), "");
+        // The directory was touched.
+        EXPECT_GE(o.state(EXT2_ROOT_INO).inode.i_mtime, before);
+        // Type bits of a mode are not taken.
+        file.mode = LINUX_S_IFDIR | 0600;
+        EXPECT_EQ(o.state(must(create_atomic_file(*o.volume, "/g", file))).inode.i_mode,
+                  LINUX_S_IFREG | 0600);
+        must(release_file(*o.volume, number));
+        EXPECT_EQ(fsck_complaints(o.image()), "");
+    }
+}
+
+TEST(CreateFile, Errors) {
+    Opened o(debugfs(dirty(), {"mkdir /dir", "symlink /loop /loop", "symlink /to_dir /dir",
+                               "symlink /dir/up ../dir", "symlink /dangling /nowhere"}));
+    must(create_atomic_file(*o.volume, "/file", {Bytes(0), Bytes(4096)}));
+    const Image before = o.image();
+    const NewFile file{Bytes(4096), Bytes(4096)};
+    struct Row {
+        std::string path;
+        int code;
+    };
+    for (const Row& row : {Row{"/file", EEXIST},
+                           {"/dir", EEXIST},
+                           {"/dangling", EEXIST},
+                           {"/.atomic4/log", EEXIST},
+                           {"/nowhere/f", ENOENT},
+                           {"/dangling/f", ENOENT},
+                           {"/file/f", ENOTDIR},
+                           {"/loop/f", ELOOP},
+                           {"/", EINVAL},
+                           {"", EINVAL},
+                           {"/.", EINVAL},
+                           {"/dir/..", EINVAL},
+                           {"/" + std::string(256, 'x'), ENAMETOOLONG}}) {
+        const auto made = create_atomic_file(*o.volume, row.path, file);
+        EXPECT_EQ(code_of(made), row.code) << row.path << ": " << message_of(made);
+        if (row.path.size() > 1) {
+            EXPECT_THAT(message_of(made), HasSubstr(row.path.substr(0, 5)));
+        }
+    }
+    for (const uint64_t unit : {0u, 1u, 512u, 3072u, 5000u, 12288u, 8u << 20}) {
+        const auto made = create_atomic_file(*o.volume, "/new", {Bytes(4096), Bytes(unit)});
+        EXPECT_EQ(code_of(made), EINVAL) << unit;
+        EXPECT_THAT(message_of(made), HasSubstr("want a power of two from 1024"));
+    }
+    EXPECT_EQ(
+        code_of(create_atomic_file(*o.volume, "/new", {Bytes(uint64_t{1} << 43), Bytes(16384)})),
+        EFBIG);
+    EXPECT_TRUE(o.image() == before);
+    // What is allowed.
+    must(create_atomic_file(*o.volume, "/" + std::string(255, 'x'), file));
+    must(create_atomic_file(*o.volume, "relative", file));
+    const auto linked = must(create_atomic_file(*o.volume, "/to_dir/up/f", file));
+    EXPECT_EQ(must(lookup(*o.volume, "/dir/f")), linked);
+    EXPECT_EQ(must(paths_of(*o.volume, {linked})).at(linked), "/dir/f");
+    EXPECT_EQ(fsck_complaints(o.image()), "");
+}
+
+TEST(CreateFile, NoSpaceChangesNothing) {
+    for (const char* block : {"1024", "4096"}) {
+        SCOPED_TRACE(block);
+        Opened o(dirty(block));
+        const Image empty = o.image();
+        EXPECT_EQ(code_of(create_atomic_file(*o.volume, "/f", {Bytes(20 << 20), Bytes(16384)})),
+                  ENOSPC);
+        EXPECT_TRUE(o.image() == empty);
+        fill_up(*o.volume, 1);
+        const Image before = o.image();
+        EXPECT_EQ(code_of(create_atomic_file(*o.volume, "/f",
+                                             {o.volume->block_size() * 2, o.volume->block_size()})),
+                  ENOSPC);
+        EXPECT_TRUE(o.image() == before);
+        EXPECT_EQ(code_of(o.volume->usable()), 0);
+        must(create_atomic_file(*o.volume, "/f", {o.volume->block_size(), o.volume->block_size()}));
+        must(create_atomic_file(*o.volume, "/g", {Bytes(0), Bytes(16384)}));
+        EXPECT_EQ(o.free_blocks(), 0u);
+        EXPECT_EQ(fsck_complaints(o.image()), "");
+    }
+}
+
+// A file of single blocks far apart needs tree blocks; when those are missing it is ENOSPC too.
+TEST(CreateFile, NoSpaceForTheTree) {
+    Opened o(dirty("1024"));
+    {
+        Transaction transaction(*o.volume);
+        // Every other block of what is free, no more than 40.
+        while (o.volume->allocator().allocate(6, Pblk(0))) {
+        }
+        while (o.volume->allocator().allocate(0, Pblk(0))) {
+        }
+        for (uint64_t i = 0; i < 40; ++i)
+            must(o.volume->allocator().free({Pblk(9000 + 2 * i), Blocks(1)}));
+        must(transaction.commit());
+    }
+    const Image before = o.image();
+    EXPECT_EQ(code_of(create_atomic_file(*o.volume, "/f", {Bytes(40 * 1024), Bytes(1024)})),
+              ENOSPC);
+    EXPECT_TRUE(o.image() == before);
+    const auto number = must(create_atomic_file(*o.volume, "/f", {Bytes(39 * 1024), Bytes(1024)}));
+    EXPECT_EQ(must(check_layout(*o.volume, o.state(number), Bytes(1024))).problems, 0u);
+    EXPECT_EQ(o.free_blocks(), 0u);
+}
+
+TEST(CreateFile, NoInodes) {
+    Opened o(make_dirty_atomic4(4 << 20, {"-b", "1024", "-N", "32"}));
+    const NewFile file{Bytes(1024), Bytes(1024)};
+    int made = 0;
+    while (create_atomic_file(*o.volume, fmt::format("/f{}", made), file)) ++made;
+    EXPECT_GT(made, 5);
+    EXPECT_EQ(o.volume->fs()->super->s_free_inodes_count, 0u);
+    const Image before = o.image();
+    const auto refused = create_atomic_file(*o.volume, "/more", file);
+    EXPECT_EQ(code_of(refused), ENOSPC);
+    EXPECT_THAT(message_of(refused), HasSubstr("no free inode"));
+    EXPECT_TRUE(o.image() == before);
+    EXPECT_EQ(fsck_complaints(o.image()), "");
+}
+
+// The directory must grow and can't.
+TEST(CreateFile, NoSpaceForTheDirectory) {
+    Opened o(dirty("1024"));
+    const NewFile empty{Bytes(0), Bytes(1024)};
+    // Long names fill the first block of the root directory.
+    int n = 0;
+    const auto name = [&] { return fmt::format("/{:0>200}", n); };
+    const auto root_size = [&] { return o.state(EXT2_ROOT_INO).size; };
+    const Bytes size = root_size();
+    fill_up(*o.volume, 0);
+    Result<ext2_ino_t> made = 0u;
+    Image before;
+    while (made) {
+        before = o.image();
+        made = create_atomic_file(*o.volume, name(), empty);
+        ++n;
+        ASSERT_LT(n, 100);
+    }
+    EXPECT_EQ(code_of(made), ENOSPC) << message_of(made);
+    EXPECT_TRUE(o.image() == before);
+    EXPECT_EQ(root_size(), size);
+    EXPECT_EQ(code_of(o.volume->usable()), 0);
+    EXPECT_EQ(fsck_complaints(o.image()), "");
+}
+
+TEST(CreateFile, LargeDirectories) {
+    // With 128-byte inodes every file takes a block for its unit: libext2fs allocates for itself in
+    // two ways in one operation.
+    for (const auto& [hashed, inode_size] :
+         {std::pair{false, "256"}, std::pair{true, "256"}, std::pair{true, "128"}}) {
+        SCOPED_TRACE(testing::Message() << (hashed ? "hashed " : "linear ") << inode_size);
+        constexpr int kBefore = 1200;
+        constexpr int kAfter = 1800;
+        Image image = make_dirty_atomic4(kSize, {"-b", "1024", "-N", "4096", "-I", inode_size, "-O",
+                                                 hashed ? "dir_index" : "^dir_index"});
+        image = debugfs(image, {"mkdir /dir"});
+        const auto path = [](int i) { return fmt::format("/dir/some_longer_name_{}", i * 7919); };
+        const NewFile file{Bytes(0), Bytes(1024)};
+        {
+            Opened o(image);
+            for (int i = 0; i < kBefore; ++i) must(create_atomic_file(*o.volume, path(i), file));
+            image = o.image();
+        }
+        if (hashed) {
+            // e2fsck makes it a hashed one, as the kernel would have.
+            const Fsck optimised = e2fsck(image, {"-fyD"}, &image);
+            ASSERT_LE(optimised.status, 1) << optimised.output;
+            EXPECT_EQ(fsck_complaints(image), "");
+        }
+        Opened o(image);
+        if (hashed) {
+            EXPECT_NE(o.state(must(lookup(*o.volume, "/dir"))).inode.i_flags & EXT2_INDEX_FL, 0u);
+        }
+        for (int i = kBefore; i < kBefore + kAfter; ++i) {
+            const auto made = create_atomic_file(*o.volume, path(i), file);
+            ASSERT_TRUE(made) << message_of(made);
+        }
+        EXPECT_EQ(fsck_complaints(o.image()), "");
+        std::set<ext2_ino_t> inodes;
+        for (int i = 0; i < kBefore + kAfter; ++i)
+            EXPECT_TRUE(inodes.insert(must(lookup(*o.volume, path(i)))).second);
+        EXPECT_EQ(code_of(create_atomic_file(*o.volume, path(5), file)), EEXIST);
+    }
+}
+
+// A failed write or flush at any moment: either all is undone, or the volume says "in doubt".
+TEST(CreateFile, FailedWritesAreUndoneOrInDoubt) {
+    const Image image = dirty("1024");
+    const NewFile file{Bytes(40'000), Bytes(16384)};
+    uint64_t calls = 0;
+    {
+        MemoryDevice memory(image);
+        FaultDevice faults(memory);
+        faults.count_only({false, true, true, true});
+        const auto volume = open_volume(faults, OpenFor::Write, true);
+        must(create_atomic_file(*volume, "/f", file));
+        calls = faults.calls();
+    }
+    ASSERT_GE(calls, 6u);
+    int undone = 0;
+    for (uint64_t n = 0; n < calls; ++n) {
+        for (const bool torn : {false, true}) {
+            SCOPED_TRACE(testing::Message() << "call " << n << (torn ? " torn" : ""));
+            MemoryDevice memory(image);
+            FaultDevice faults(memory);
+            faults.count_only({false, true, true, true});
+            faults.set_torn(torn);
+            const auto volume = open_volume(faults, OpenFor::Write, true);
+            faults.fail_at(n, EIO, false);
+            const auto made = create_atomic_file(*volume, "/f", file);
+            ASSERT_EQ(code_of(made), EIO) << message_of(made);
+            if (!volume->usable()) {
+                EXPECT_THAT(message_of(made), HasSubstr("in doubt"));
+                EXPECT_EQ(code_of(create_atomic_file(*volume, "/g", file)), EIO);
+                continue;
+            }
+            ++undone;
+            EXPECT_EQ(fsck_complaints(memory.contents()), "");
+            EXPECT_EQ(code_of(lookup(*volume, "/f")), ENOENT);
+            must(create_atomic_file(*volume, "/f", file));
+            EXPECT_EQ(fsck_complaints(memory.contents()), "");
+        }
+    }
+    EXPECT_GT(undone, 0);
+}
+
+// Failed reads: an error or, where libext2fs swallows it, a volume that refuses to go on.
+TEST(CreateFile, FailedReads) {
+    const Image image = dirty("1024");
+    const NewFile file{Bytes(40'000), Bytes(16384)};
+    MemoryDevice memory(image);
+    FaultDevice faults(memory);
+    faults.count_only({true, false, false, false});
+    uint64_t calls = 0;
+    {
+        const auto volume = open_volume(faults, OpenFor::Write, true);
+        faults.reset();
+        must(create_atomic_file(*volume, "/f", file));
+        calls = faults.calls();
+    }
+    for (uint64_t n = 0; n < calls; ++n) {
+        SCOPED_TRACE(n);
+        memory.contents() = image;
+        faults.reset();
+        const auto volume = open_volume(faults, OpenFor::Write, true);
+        faults.reset();
+        faults.fail_at(n, EIO, false);
+        const auto made = create_atomic_file(*volume, "/f", file);
+        EXPECT_FALSE(made);
+        EXPECT_EQ(fsck_complaints(memory.contents()), "");
+    }
+}
+
+// --- Attributes in the way -----------------------------------------------------------------------
+
+TEST(Xattrs, SetReplaceRemove) {
+    for (const char* inode_size : {"128", "256", "512"}) {
+        SCOPED_TRACE(inode_size);
+        Opened o(dirty("1024", {"-I", inode_size}));
+        const auto number = must(create_atomic_file(*o.volume, "/f", {Bytes(0), Bytes(1024)}));
+        const uint64_t free = o.free_blocks();
+        const auto set = [&](const char* name,
+                             const std::optional<std::string>& value) -> Result<> {
+            Transaction transaction(*o.volume);
+            A4_CHECK(write_xattr(o.volume->fs(), number, name, value));
+            return transaction.commit();
+        };
+        must(set("user.small", "x"));
+        must(set("user.large", std::string(700, 'y')));  // needs a block
+        EXPECT_EQ(must(read_xattr(o.volume->fs(), number, "user.small")), "x");
+        EXPECT_EQ(must(read_xattr(o.volume->fs(), number, "user.large"))->size(), 700u);
+        EXPECT_EQ(must(read_xattr(o.volume->fs(), number, kUnitXattr)), "1024");
+        EXPECT_EQ(fsck_complaints(o.image()), "");
+        const Image before = o.image();
+        EXPECT_EQ(code_of(set("user.too_large", std::string(2000, 'z'))), ENOSPC);
+        EXPECT_TRUE(o.image() == before);
+        must(set("user.large", std::nullopt));
+        must(set("user.small", std::nullopt));
+        must(set("user.absent", std::nullopt));
+        EXPECT_EQ(must(read_xattr(o.volume->fs(), number, "user.large")), std::nullopt);
+        // libext2fs may leave what moved to a block in that block.
+        EXPECT_GE(o.free_blocks() + 1, free);
+        EXPECT_EQ(fsck_complaints(o.image()), "");
+    }
+}
+
+TEST(Release, KeepsTheDataAndOtherAttributes) {
+    for (const char* inode_size : {"128", "256"}) {
+        Opened o(dirty("1024", {"-I", inode_size}));
+        const auto number =
+            must(create_atomic_file(*o.volume, "/f", {Bytes(40'000), Bytes(16384)}));
+        {
+            Transaction transaction(*o.volume);
+            must(write_xattr(o.volume->fs(), number, "user.mine", std::string(600, 'q')));
+            must(transaction.commit());
+        }
+        const auto mappings = [&] {
+            return must(map_range(*o.volume, number, o.state(number).inode, Lblk(0), Blocks(64)));
+        };
+        const auto before = mappings();
+        EXPECT_THAT(must(find_atomic_inodes(*o.volume)),
+                    ElementsAre(o.volume->attr()->log_inode, number));
+        must(release_file(*o.volume, number));
+        EXPECT_FALSE(o.state(number).atomic);
+        EXPECT_FALSE(o.state(number).unit);
+        EXPECT_EQ(mappings(), before);
+        EXPECT_EQ(must(read_xattr(o.volume->fs(), number, "user.mine"))->size(), 600u);
+        EXPECT_THAT(must(find_atomic_inodes(*o.volume)), ElementsAre(o.volume->attr()->log_inode));
+        // Again, and without any attribute: nothing to do.
+        must(release_file(*o.volume, number));
+        EXPECT_EQ(fsck_complaints(o.image()), "");
+    }
+}
+
+TEST(ReadFile, Gone) {
+    Opened o(dirty());
+    const auto number = must(create_atomic_file(*o.volume, "/f", {Bytes(0), Bytes(1024)}));
+    const uint32_t generation = o.state(number).generation;
+    EXPECT_TRUE(read_file(*o.volume, number, generation));
+    EXPECT_EQ(code_of(read_file(*o.volume, number, generation + 1)), ESTALE);
+    EXPECT_EQ(code_of(read_file(*o.volume, 0)), ESTALE);
+    EXPECT_EQ(code_of(read_file(*o.volume, 1 << 30)), ESTALE);
+    EXPECT_EQ(code_of(read_file(*o.volume, number + 1)), ESTALE);
+    // A damaged unit is there, but none.
+    Transaction transaction(*o.volume);
+    for (const char* text : {"", "x", "16K", "3000", "8388608", "-4096", "4096 "}) {
+        must(write_xattr(o.volume->fs(), number, kUnitXattr, text));
+        EXPECT_EQ(o.state(number).unit, Bytes(0)) << text;
+    }
+}
+
+// --- Enabling and disabling ----------------------------------------------------------------------
+
+TEST(Enable, Plan) {
+    constexpr uint64_t kMiB = 1 << 20;
+    EXPECT_EQ(default_log_size(Bytes(4 * kMiB)), Bytes(256 << 10));
+    EXPECT_EQ(default_log_size(Bytes(64 * kMiB)), Bytes(kMiB));
+    EXPECT_EQ(default_log_size(Bytes(511 * kMiB)).value(), round_down(511 * kMiB / 64, 65536));
+    EXPECT_EQ(default_log_size(Bytes(512 * kMiB)), Bytes(8 * kMiB));
+    EXPECT_EQ(default_log_size(Bytes(4096 * kMiB)), Bytes(64 * kMiB));
+    EXPECT_EQ(default_log_size(Bytes(uint64_t{15} << 40)), Bytes(256 * kMiB));
+    const auto plan = [&](uint64_t unit, std::optional<uint64_t> log) {
+        EnableOptions options;
+        options.unit = Bytes(unit);
+        if (log) options.log_size = Bytes(*log);
+        return plan_enable(Bytes(4096), Bytes(64 * kMiB), options);
+    };
+    EXPECT_EQ(must(plan(0, std::nullopt)).unit, Bytes(16384));
+    EXPECT_EQ(must(plan(4096, 65536)).log_size, Bytes(65536));
+    EXPECT_EQ(must(plan(4 * kMiB, 32 * kMiB)).unit, Bytes(4 * kMiB));
+    for (const uint64_t unit : {uint64_t{512}, uint64_t{2048}, uint64_t{12288}, 8 * kMiB})
+        EXPECT_EQ(code_of(plan(unit, std::nullopt)), EINVAL) << unit;
+    for (const uint64_t log : {uint64_t{0}, uint64_t{4096}, uint64_t{65535}, uint64_t{100'000},
+                               32 * kMiB + 65536, ~uint64_t{0}})
+        EXPECT_EQ(code_of(plan(0, log)), EINVAL) << log;
+}
+
+TEST(Enable, MakesItsParts) {
+    for (const char* block : {"1024", "2048", "4096"}) {
+        SCOPED_TRACE(block);
+        EnableOptions options;
+        options.log_size = Bytes(1 << 20);
+        options.unit = Bytes(8192);
+        MemoryDevice memory(make_dirty_atomic4(kSize, {"-b", block}, options));
+        const auto volume = open_volume(memory, OpenFor::Read, true);
+        ASSERT_TRUE(volume->attr());
+        EXPECT_EQ(volume->attr()->unit, Bytes(8192));
+        const auto log = must(lookup(*volume, "/.atomic4/log"));
+        EXPECT_EQ(volume->attr()->log_inode, log);
+        const FileState file = must(read_file(*volume, log, volume->attr()->log_generation));
+        EXPECT_EQ(file.size, Bytes(1 << 20));
+        EXPECT_TRUE(file.atomic);
+        EXPECT_EQ(file.inode.i_mode, LINUX_S_IFREG | 0600);
+        // Contiguous and aligned on an empty volume.
+        const auto runs = must(locate_range(*volume, file, ByteOffset(0), file.size));
+        ASSERT_EQ(runs.size(), 1u);
+        EXPECT_EQ(runs[0].device_offset.value() % (1 << 20), 0u);
+        EXPECT_EQ(must(check_layout(*volume, file, *file.unit)).problems, 0u);
+        const auto device = must(open_log_device(*volume));
+        const LogContents contents = must(read_log(*device, volume->attr()->log_id));
+        EXPECT_EQ(contents.end, LogEnd::Clean);
+        EXPECT_TRUE(contents.live.empty());
+        // All of it was written: nothing of the blocks' earlier life is left.
+        Image bytes(1 << 20);
+        must(device->read(ByteOffset(0), bytes));
+        EXPECT_LT(std::count(bytes.begin(), bytes.end(), std::byte{0xee}), 20);
+        const auto lock = must(lookup(*volume, "/.atomic4/lock"));
+        EXPECT_EQ(must(read_file(*volume, lock)).inode.i_mode, LINUX_S_IFREG | 0600);
+        EXPECT_EQ(must(read_file(*volume, lock)).size, Bytes(0));
+        const auto directory = must(lookup(*volume, "/.atomic4"));
+        EXPECT_EQ(must(read_file(*volume, directory)).inode.i_mode, LINUX_S_IFDIR | 0700);
+        EXPECT_EQ(fsck_complaints(memory.contents()), "");
+    }
+}
+
+Image with_files() {
+    const TempDir dir;
+    std::mt19937_64 random(2);
+    store_image(random_bytes(300'000, random), dir.file("source"));
+    return debugfs(make_ext4(kSize, {"-b", "1024"}),
+                   {"mkdir /d", "write " + dir.file("source") + " /d/big",
+                    "write " + dir.file("source") + " /small", "symlink /link /d/big",
+                    "ea_set / user.colour blue", "ea_set /small user.shape round"});
+}
+
+TEST(Enable, LeavesOtherFilesAlone) {
+    const Image plain = with_files();
+    ASSERT_EQ(fsck_complaints(plain), "");
+    Opened o(plain, false);
+    must(enable(*o.volume, {}));
+    EXPECT_EQ(fsck_complaints(o.image()), "");
+    for (const char* path : {"/d/big", "/small"})
+        EXPECT_TRUE(dump_file(o.image(), path) == dump_file(plain, path));
+    EXPECT_EQ(must(read_xattr(o.volume->fs(), EXT2_ROOT_INO, "user.colour")), "blue");
+    EXPECT_EQ(must(read_xattr(o.volume->fs(), must(lookup(*o.volume, "/small")), "user.shape")),
+              "round");
+    // Twice: refused, unchanged.
+    const Image enabled = o.image();
+    const auto again = enable(*o.volume, {});
+    EXPECT_EQ(code_of(again), EEXIST);
+    EXPECT_THAT(message_of(again), HasSubstr("enabled already"));
+    EXPECT_TRUE(o.image() == enabled);
+    // Off again: a plain volume with the same files and the same free space.
+    const auto report = must(disable(*o.volume, false));
+    EXPECT_TRUE(report.released.empty());
+    EXPECT_EQ(fsck_complaints(o.image()), "");
+    EXPECT_EQ(code_of(lookup(*o.volume, "/.atomic4")), ENOENT);
+    // libext2fs leaves the root's other attribute in the block that it moved to.
+    EXPECT_EQ(super_of(o.image()).s_free_blocks_count + 1, super_of(plain).s_free_blocks_count);
+    EXPECT_EQ(super_of(o.image()).s_free_inodes_count, super_of(plain).s_free_inodes_count);
+    EXPECT_EQ(super_of(o.image()).s_feature_compat, super_of(plain).s_feature_compat);
+    EXPECT_EQ(must(read_xattr(o.volume->fs(), EXT2_ROOT_INO, "user.colour")), "blue");
+    EXPECT_EQ(code_of(disable(*o.volume, false)), EINVAL);
+    // And on again.
+    must(enable(*o.volume, {}));
+    EXPECT_EQ(fsck_complaints(o.image()), "");
+}
+
+TEST(Enable, DirectoryInTheWay) {
+    for (const char* command : {"mkdir /.atomic4", "symlink /.atomic4 /d"}) {
+        Opened o(debugfs(make_ext4(kSize, {"-b", "1024"}), {command}), false);
+        const Image before = o.image();
+        const auto refused = enable(*o.volume, {});
+        EXPECT_EQ(code_of(refused), EEXIST);
+        EXPECT_THAT(message_of(refused), HasSubstr("move it away"));
+        EXPECT_TRUE(o.image() == before);
+    }
+}
+
+TEST(Enable, BadOptionsChangeNothing) {
+    Opened o(make_ext4(kSize, {"-b", "1024"}), false);
+    const Image before = o.image();
+    EnableOptions options;
+    options.unit = Bytes(3000);
+    EXPECT_EQ(code_of(enable(*o.volume, options)), EINVAL);
+    options.unit = Bytes(0);
+    options.log_size = Bytes(1000);
+    EXPECT_EQ(code_of(enable(*o.volume, options)), EINVAL);
+    EXPECT_TRUE(o.image() == before);
+}
+
+TEST(Enable, NearlyFullVolume) {
+    for (const char* block : {"1024", "4096"}) {
+        SCOPED_TRACE(block);
+        Opened o(make_ext4(kSize, {"-b", block}), false);
+        fill_up(*o.volume, 40 * 1024 / o.volume->block_size().value());
+        const Image before = o.image();
+        const auto refused = enable(*o.volume, {});
+        EXPECT_EQ(code_of(refused), ENOSPC);
+        EXPECT_THAT(message_of(refused), HasSubstr("give a smaller log size"));
+        EXPECT_TRUE(o.image() == before);
+        EXPECT_FALSE(o.volume->gate());
+        EXPECT_FALSE(o.volume->attr());
+        EXPECT_EQ(fsck_complaints(o.image()), "");
+    }
+    // With each number of free blocks around what is needed: all or nothing, and always clean.
+    for (uint64_t leave = 64; leave < 72; ++leave) {
+        SCOPED_TRACE(leave);
+        Opened o(make_ext4(kSize, {"-b", "1024"}), false);
+        fill_up(*o.volume, leave);
+        EnableOptions options;
+        options.log_size = Bytes(65536);
+        const auto done = enable(*o.volume, options);
+        EXPECT_TRUE(done || code_of(done) == ENOSPC) << message_of(done);
+        EXPECT_EQ(o.volume->gate(), done.has_value());
+        EXPECT_EQ(o.volume->attr().has_value(), done.has_value());
+        EXPECT_EQ(lookup(*o.volume, "/.atomic4").has_value(), done.has_value());
+        EXPECT_EQ(fsck_complaints(o.image()), "");
+    }
+}
+
+TEST(Enable, FragmentedVolume) {
+    Opened o(make_ext4(kSize, {"-b", "1024"}), false);
+    {
+        Transaction transaction(*o.volume);
+        std::vector<PblkRun> free;
+        while (const auto run = o.volume->allocator().allocate(3, Pblk(0))) free.push_back(*run);
+        for (const PblkRun& run : free) must(o.volume->allocator().free({run.start, Blocks(4)}));
+        must(transaction.commit());
+    }
+    must(enable(*o.volume, {}));
+    const auto again = open_volume(o.memory, OpenFor::Read, true);
+    const FileState log = must(read_file(*again, again->attr()->log_inode));
+    EXPECT_GT(must(locate_range(*again, log, ByteOffset(0), log.size)).size(), 10u);
+    EXPECT_EQ(must(check_layout(*again, log, *log.unit)).problems, 0u);
+    EXPECT_TRUE(open_for_writing(borrowed(o.memory)));
+}
+
+TEST(Disable, RefusedWithAtomicFiles) {
+    Opened o(debugfs(dirty(), {"mkdir /data"}));
+    const auto first = must(create_atomic_file(*o.volume, "/data/db", {Bytes(9000), Bytes(4096)}));
+    const auto second = must(create_atomic_file(*o.volume, "/other", {Bytes(0), Bytes(16384)}));
+    const Image before = o.image();
+    const auto refused = disable(*o.volume, false);
+    EXPECT_EQ(code_of(refused), EBUSY);
+    EXPECT_THAT(message_of(refused), HasSubstr("2 atomic files exist (first: /data/db)"));
+    EXPECT_TRUE(o.image() == before);
+    const auto report = must(disable(*o.volume, true));
+    EXPECT_THAT(report.released, ElementsAre(first, second));
+    EXPECT_TRUE(must(find_atomic_inodes(*o.volume)).empty());
+    EXPECT_FALSE(o.state(first).unit);
+    EXPECT_EQ(o.state(first).size, Bytes(9000));
+    EXPECT_EQ(fsck_complaints(o.image()), "");
+    EXPECT_EQ(super_of(o.image()).s_feature_compat & kFeatureCompatAtomic4, 0u);
+    EXPECT_EQ(dump_file(o.image(), "/data/db").size(), 9000u);
+}
+
+// Interrupted between the parts and the gate: run again, either way.
+TEST(Disable, AfterInterruption) {
+    Image off;
+    {
+        Opened o(dirty());
+        must(disable(*o.volume, false));
+        off = o.image();
+    }
+    edit_super(off, [](auto& s) { s.s_feature_compat |= kFeatureCompatAtomic4; });
+    {
+        Opened o(off, false);
+        EXPECT_TRUE(o.volume->gate());
+        EXPECT_FALSE(o.volume->attr());
+        must(disable(*o.volume, false));
+        EXPECT_FALSE(o.volume->gate());
+        EXPECT_EQ(fsck_complaints(o.image()), "");
+        EXPECT_EQ(super_of(o.image()).s_feature_compat & kFeatureCompatAtomic4, 0u);
+    }
+    Opened o(off, false);
+    must(enable(*o.volume, {}));
+    EXPECT_EQ(fsck_complaints(o.image()), "");
+    EXPECT_TRUE(open_for_writing(borrowed(o.memory)));
+}
+
+// Interrupted between parts and gate while enabling; or only the backups have the gate.
+TEST(Enable, AfterInterruption) {
+    Image image = dirty("1024", {"-g", "1024"});
+    edit_super(image, [](auto& s) { s.s_feature_compat &= ~kFeatureCompatAtomic4; });
+    {
+        // A read-write opening completes what the backups say.
+        Opened o(image, false);
+        EXPECT_TRUE(o.volume->gate_in_primary());
+        EXPECT_EQ(code_of(enable(*o.volume, {})), EEXIST);
+    }
+    std::vector<size_t> copies;
+    {
+        Opened o(image, false);
+        for (const BackupSuperblock& backup : o.volume->backups())
+            copies.push_back(ext2fs_group_first_block2(o.volume->fs(), backup.group) * 1024);
+    }
+    for (const size_t at : copies)
+        edit_super(image, [](auto& s) { s.s_feature_compat &= ~kFeatureCompatAtomic4; }, at);
+    Opened o(image, false);
+    EXPECT_FALSE(o.volume->gate());
+    const auto old_id = o.volume->attr()->log_id;
+    const uint64_t free = o.free_blocks();
+    must(enable(*o.volume, {}));
+    EXPECT_NE(o.volume->attr()->log_id, old_id);
+    EXPECT_EQ(o.free_blocks(), free);
+    EXPECT_EQ(fsck_complaints(o.image()), "");
+}
+
+TEST(Disable, LeavesTheUsersThingsInTheDirectory) {
+    Opened o(debugfs(dirty(), {"mkdir /.atomic4/mine", "symlink /.atomic4/link x"}));
+    must(disable(*o.volume, false));
+    EXPECT_TRUE(lookup(*o.volume, "/.atomic4/mine"));
+    EXPECT_EQ(code_of(lookup(*o.volume, "/.atomic4/log")), ENOENT);
+    EXPECT_EQ(fsck_complaints(o.image()), "");
+}
+
+// One failed write, undone: what is in memory says the same as the disk.
+TEST(Enable, UndoneInMemoryToo) {
+    for (const bool on : {true, false}) {
+        const Image image = on ? make_ext4(kSize, {"-b", "4096"}) : dirty("4096");
+        int undone = 0;
+        for (uint64_t n = 0; n < 12; ++n) {
+            SCOPED_TRACE(testing::Message() << (on ? "enable" : "disable") << ", call " << n);
+            MemoryDevice memory(image);
+            FaultDevice faults(memory);
+            faults.count_only({false, true, true, false});
+            const auto volume = open_volume(faults);
+            faults.fail_at(n, EIO, false);
+            const int code = on ? code_of(enable(*volume, {})) : code_of(disable(*volume, false));
+            if (code == 0 || !volume->usable()) continue;
+            ++undone;
+            EXPECT_EQ(code, EIO);
+            EXPECT_EQ(volume->attr().has_value(), !on);
+            EXPECT_EQ(volume->gate(), !on);
+            EXPECT_EQ(lookup(*volume, "/.atomic4/log").has_value(), !on);
+            EXPECT_EQ(fsck_complaints(memory.contents()), "");
+        }
+        EXPECT_GT(undone, 0);
+    }
+}
+
+// Every failed write or flush while enabling or disabling: never a success, and what is left can be
+// opened, checked and brought to an end.
+TEST(Enable, FailedWrites) {
+    for (const bool on : {true, false}) {
+        const Image image = on ? make_ext4(kSize, {"-b", "4096"}) : dirty("4096");
+        const auto run = [&](Volume& volume, bool force = false) -> Result<> {
+            if (on) {
+                A4_CHECK(enable(volume, {}));
+            } else {
+                A4_CHECK(disable(volume, force));
+            }
+            return {};
+        };
+        MemoryDevice memory(image);
+        uint64_t calls = 0;
+        {
+            FaultDevice faults(memory);
+            faults.count_only({false, true, true, true});
+            const auto volume = open_volume(faults);
+            must(run(*volume));
+            calls = faults.calls();
+        }
+        for (uint64_t n = 0; n < calls; ++n) {
+            SCOPED_TRACE(testing::Message() << (on ? "enable" : "disable") << ", call " << n);
+            memory.contents() = image;
+            FaultDevice faults(memory);
+            faults.count_only({false, true, true, true});
+            faults.fail_at(n, EIO, true);
+            {
+                const auto volume = open_volume(faults);
+                EXPECT_EQ(code_of(run(*volume)), EIO);
+            }
+            // The disk is well again.
+            Image left = memory.contents();
+            const Fsck repaired = e2fsck(left, {"-fy"}, &left);
+            ASSERT_LE(repaired.status, 1) << repaired.output;
+            Opened o(left, false);
+            // e2fsck may have found the log without a name, as a file like any other.
+            const auto done = run(*o.volume, true);
+            EXPECT_TRUE(done || code_of(done) == EEXIST || code_of(done) == EINVAL)
+                << message_of(done);
+            EXPECT_EQ(o.volume->gate(), on);
+            EXPECT_EQ(fsck_complaints(o.image()), "");
+        }
+    }
+}
+
+}  // namespace
+}  // namespace atomic4::test
