@@ -211,25 +211,40 @@ Result<LayoutReport> check_layout(Volume& volume, const FileState& file, Bytes u
     return report;
 }
 
+ShapeBuilder::ShapeBuilder(const FileState& file, ByteOffset offset, Bytes length) {
+    shape_.beyond_eof = (offset + length).value() > file.size.value();
+}
+
+void ShapeBuilder::add(ByteOffset device_offset, Bytes length, MapState state) {
+    shape_.holes = shape_.holes || state == MapState::Hole;
+    shape_.unwritten = shape_.unwritten || state == MapState::Unwritten;
+    if (added_ == Bytes(0)) shape_.device_offset = device_offset;
+    contiguous_ = contiguous_ && shape_.device_offset + added_ == device_offset;
+    added_ += length;
+}
+
+RangeShape ShapeBuilder::shape() const {
+    RangeShape shape = shape_;
+    shape.one_written_run =
+        contiguous_ && added_ > Bytes(0) && !shape.holes && !shape.unwritten && !shape.beyond_eof;
+    if (!shape.one_written_run) shape.device_offset = ByteOffset(0);
+    return shape;
+}
+
 Result<RangeShape> range_shape(Volume& volume, const FileState& file, ByteOffset offset,
                                Bytes length) {
     const uint64_t block = volume.block_size().value();
-    RangeShape shape;
-    shape.beyond_eof = (offset + length).value() > file.size.value();
+    uint64_t skip = offset.value() % block;
     const Lblk first(offset.value() / block);
-    const Blocks count((offset.value() % block + length.value() + block - 1) / block);
-    const auto mappings = A4_TRY(map_range(volume, file.number, file.inode, first, count));
-    for (const Mapping& mapping : mappings) {
-        shape.holes = shape.holes || mapping.state == MapState::Hole;
-        shape.unwritten = shape.unwritten || mapping.state == MapState::Unwritten;
+    const Blocks count((skip + length.value() + block - 1) / block);
+    ShapeBuilder builder(file, offset, length);
+    for (const Mapping& mapping :
+         A4_TRY(map_range(volume, file.number, file.inode, first, count))) {
+        builder.add(device_offset(volume, mapping.pblk) + Bytes(skip),
+                    device_length(volume, mapping.length) - Bytes(skip), mapping.state);
+        skip = 0;
     }
-    shape.one_written_run =
-        mappings.size() == 1 && !shape.holes && !shape.unwritten && !shape.beyond_eof;
-    if (shape.one_written_run) {
-        shape.device_offset =
-            device_offset(volume, mappings[0].pblk) + Bytes(offset.value() % block);
-    }
-    return shape;
+    return builder.shape();
 }
 
 Result<std::vector<DeviceRun>> locate_range(Volume& volume, const FileState& file,

@@ -44,6 +44,19 @@ struct RangeShape {
     bool unwritten = false;
     bool beyond_eof = false;
 };
+// Built up from a range's stretches, in order.
+class ShapeBuilder {
+  public:
+    ShapeBuilder(const FileState& file, ByteOffset offset, Bytes length);
+    void add(ByteOffset device_offset, Bytes length, MapState state);
+    RangeShape shape() const;
+
+  private:
+    RangeShape shape_;
+    bool contiguous_ = true;
+    Bytes added_;
+};
+// Read from the extent tree.
 Result<RangeShape> range_shape(Volume& volume, const FileState& file, ByteOffset offset,
                                Bytes length);
 

@@ -14,11 +14,17 @@ namespace atomic4 {
 namespace {
 
 constexpr uint64_t kChunkBytes = uint64_t{64} << 20;
-constexpr size_t kChunks = 64;
+// Of the chunks that are kept, in mappings: about 8 MiB.
+constexpr size_t kChunkCostMax = 256 * 1024;
 constexpr size_t kCachedFiles = 256;
 
 uint64_t chunk_blocks(const Volume& volume) {
     return kChunkBytes / volume.block_size().value();
+}
+
+// A chunk by itself takes about as much memory as a few mappings.
+size_t chunk_cost(const std::vector<Mapping>& mappings) {
+    return mappings.capacity() + 8;
 }
 
 }  // namespace
@@ -61,21 +67,29 @@ Result<FileState> AtomicWriter::file(ext2_ino_t inode, std::optional<uint32_t> g
 
 void AtomicWriter::forget(ext2_ino_t inode) {
     files_.erase(inode);
-    chunks_.remove_if([&](const Chunk& chunk) { return chunk.inode == inode; });
+    auto it = chunk_of_.lower_bound({inode, 0});
+    while (it != chunk_of_.end() && it->first.first == inode) drop_chunk((it++)->second);
+}
+
+void AtomicWriter::drop_chunk(std::list<Chunk>::iterator chunk) {
+    chunk_cost_ -= chunk_cost(chunk->mappings);
+    chunk_of_.erase(chunk->key);
+    chunks_.erase(chunk);
 }
 
 Result<const std::vector<Mapping>*> AtomicWriter::chunk(const FileState& file, uint64_t index) {
-    for (auto it = chunks_.begin(); it != chunks_.end(); ++it) {
-        if (it->inode == file.number && it->index == index) {
-            chunks_.splice(chunks_.begin(), chunks_, it);
-            return &chunks_.front().mappings;
-        }
+    const ChunkKey key{file.number, index};
+    if (const auto found = chunk_of_.find(key); found != chunk_of_.end()) {
+        chunks_.splice(chunks_.begin(), chunks_, found->second);
+        return &chunks_.front().mappings;
     }
     const uint64_t blocks = chunk_blocks(volume());
     auto mappings =
         A4_TRY(map_range(volume(), file.number, file.inode, Lblk(index * blocks), Blocks(blocks)));
-    chunks_.push_front({file.number, index, std::move(mappings)});
-    if (chunks_.size() > kChunks) chunks_.pop_back();
+    chunk_cost_ += chunk_cost(mappings);
+    chunks_.push_front({key, std::move(mappings)});
+    chunk_of_.emplace(key, chunks_.begin());
+    while (chunk_cost_ > kChunkCostMax && chunks_.size() > 1) drop_chunk(std::prev(chunks_.end()));
     return &chunks_.front().mappings;
 }
 
@@ -111,6 +125,16 @@ Result<bool> AtomicWriter::written_throughout(const FileState& file, ByteOffset 
             return {};
         }));
     return written;
+}
+
+Result<RangeShape> AtomicWriter::shape(const FileState& file, ByteOffset offset, Bytes length) {
+    ShapeBuilder builder(file, offset, length);
+    A4_CHECK(visit_mappings(file, offset, length,
+                            [&](ByteOffset at, Bytes part, MapState state) -> Result<> {
+                                builder.add(at, part, state);
+                                return {};
+                            }));
+    return builder.shape();
 }
 
 Result<> AtomicWriter::place_cached(const FileState& file, ByteOffset offset,
@@ -248,20 +272,20 @@ Result<WriteOutcome> AtomicWriter::write(const WriteRange& range, Engine engine)
 
     WriteOutcome outcome;
     if (engine != Engine::Logged) {
-        auto shape = A4_TRY(range_shape(volume(), before, range.offset, length));
+        auto found = A4_TRY(shape(before, range.offset, length));
         // Holes and unwritten blocks before EOF are made ready for either engine, but not for a
         // length that the device refuses anyway.
         const bool device_takes = device.supported() && length >= device.unit_min &&
                                   length <= device.unit_max;
-        if (device_takes && !shape.beyond_eof && (shape.holes || shape.unwritten)) {
+        if (device_takes && !found.beyond_eof && (found.holes || found.unwritten)) {
             A4_CHECK(make_ready(volume(), before, range.offset, length, length));
             forget(range.inode);
-            shape = A4_TRY(range_shape(volume(), A4_TRY(file(range.inode, range.generation)),
-                                       range.offset, length));
+            found =
+                A4_TRY(shape(A4_TRY(file(range.inode, range.generation)), range.offset, length));
         }
-        const auto can = check_native(volume(), shape, length);
+        const auto can = check_native(volume(), found, length);
         if (can) {
-            A4_CHECK(write_native(range, shape));
+            A4_CHECK(write_native(range, found));
             outcome.engine = Engine::Native;
             return outcome;
         }

@@ -95,14 +95,17 @@ class AtomicWriter {
                           std::span<const std::byte> data);
     void forget(ext2_ino_t inode);
 
-    // Mappings of a chunk of a file, so that a write into a deep extent tree reads no tree block.
+    // Mappings of a chunk of a file, so that a write into an extent tree reads no tree block. What
+    // is kept is limited by their number: of files in long extents, hundreds of GiB.
+    using ChunkKey = std::pair<ext2_ino_t, uint64_t>;  // inode, index
     struct Chunk {
-        ext2_ino_t inode;
-        uint64_t index;
+        ChunkKey key;
         std::vector<Mapping> mappings;
     };
+    void drop_chunk(std::list<Chunk>::iterator chunk);
     Result<const std::vector<Mapping>*> chunk(const FileState& file, uint64_t index);
     Result<bool> written_throughout(const FileState& file, ByteOffset offset, Bytes length);
+    Result<RangeShape> shape(const FileState& file, ByteOffset offset, Bytes length);
     template <class Visit>
     Result<> visit_mappings(const FileState& file, ByteOffset offset, Bytes length, Visit visit);
 
@@ -112,6 +115,8 @@ class AtomicWriter {
     std::optional<Error> poisoned_;
     std::map<ext2_ino_t, FileState> files_;
     std::list<Chunk> chunks_;  // most recently used first
+    std::map<ChunkKey, std::list<Chunk>::iterator> chunk_of_;
+    size_t chunk_cost_ = 0;
     std::set<ext2_ino_t> touched_;
     bool closed_ = false;
 };

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstring>
 
 #include "base/random.h"
 #include "base/text.h"
@@ -9,6 +10,7 @@
 #include "ext4/format.h"
 #include "ext4/path.h"
 #include "ext4/transaction.h"
+#include "redo/log_buffer.h"
 #include "redo/redo_log.h"
 #include "redo/volume_log.h"
 
@@ -20,6 +22,7 @@ constexpr uint64_t kKiB = 1024;
 constexpr uint64_t kMiB = 1024 * kKiB;
 // Log sizes are multiples of this: whole log blocks, whole default units.
 constexpr uint64_t kLogStep = 64 * kKiB;
+constexpr uint64_t kZeroPiece = 4 * kMiB;
 
 std::optional<ext2_ino_t> find(Volume& volume, ext2_ino_t directory, const char* name) {
     ext2_ino_t inode = 0;
@@ -77,11 +80,14 @@ Result<> remove_parts(Volume& volume) {
 
 // Writes zeros, rather than punching a hole: the log's blocks are written again and again, and a
 // host that allocates them then would be slow, or out of space in the middle of a log write.
+// From aligned memory, which a direct device takes as it is.
 Result<> write_zeros(Device& device) {
-    const std::vector<std::byte> zeros(std::min<uint64_t>(device.size().value(), kMiB));
+    LogBuffer memory;
+    const auto zeros = A4_TRY(memory.get(Bytes(std::min(device.size().value(), kZeroPiece))));
+    std::memset(zeros.data(), 0, zeros.size());
     for (uint64_t at = 0; at < device.size().value(); at += zeros.size()) {
         const uint64_t n = std::min<uint64_t>(zeros.size(), device.size().value() - at);
-        A4_CHECK(device.write(ByteOffset(at), std::span(zeros).first(n)));
+        A4_CHECK(device.write(ByteOffset(at), zeros.first(n)));
     }
     return {};
 }
