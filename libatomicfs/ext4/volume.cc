@@ -268,7 +268,7 @@ Result<> Volume::write_gate(bool on) {
         return std::move(done).context("gate bit");
     }
     gate_ = on;
-    for (BackupSuperblock& backup : backups_) backup = {backup.group, true, on};
+    for (BackupSuperblock& backup : backups_) backup = {backup.group, true, false, on};
     return {};
 }
 
