@@ -310,7 +310,7 @@ Result<> Volume::write_gate(bool on) {
     };
     if (const auto done = run(); !done) return poison_by(done.error(), "gate bit");
     gate_ = on;
-    for (BackupSuperblock& backup : backups_) backup = {backup.group, true, on};
+    for (BackupSuperblock& backup : backups_) backup = {backup.group, true, false, on};
     return {};
 }
 
