@@ -142,7 +142,10 @@ class Checker {
             add(finding_of(layout->first_problems.back().fault), where,
                 fmt::format("and {} more units", layout->problems - layout->first_problems.size()));
         }
-        return check_in_use(file, where);
+        auto in_use = check_in_use(file, where);
+        if (in_use || in_use.error().code != EUCLEAN) return in_use;
+        add(FindingId::BitmapDamaged, where, in_use.error().message);
+        return {};
     }
 
     Result<> check_in_use(const FileState& file, const std::string& where) {

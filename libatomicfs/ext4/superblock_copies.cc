@@ -53,6 +53,8 @@ Result<> write_backup_superblocks(ext2_filsys fs, Device& device) {
         copy.s_block_group_nr = static_cast<uint16_t>(group > 0xffff ? 0xffff : group);
         copy.s_state = static_cast<uint16_t>(copy.s_state & ~EXT2_VALID_FS);
         ext2fs_clear_feature_journal_needs_recovery(&copy);
+        // Only the primary says that records are live (FORMAT.md): a copy would say so for ever.
+        copy.s_feature_incompat &= ~kFeatureIncompatNeedsReplay;
         A4_CHECK(check_errcode(ext2fs_superblock_csum_set(fs, &copy), "superblock checksum"));
         A4_CHECK(device.write(copy_offset(fs, group), std::as_bytes(std::span(&copy, 1)))
                      .context(fmt::format("superblock copy in group {}", group)));

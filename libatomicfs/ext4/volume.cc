@@ -77,8 +77,8 @@ static void atomic4_block_changed(ext2_filsys fs, blk64_t block, int inuse) {
 }
 
 static void atomic4_range_changed(ext2_filsys fs, blk64_t block, blk_t count, int inuse) {
-    // Before 1.47.4 libext2fs reports (end, 0) instead of (first, count); atomic4_choose_range gives
-    // single blocks only.
+    // Before 1.47.4 libext2fs reports (end, 0) instead of (first, count); atomic4_choose_range
+    // gives single blocks only.
     atomic4_block_changed(fs, count == 0 ? block - 1 : block, inuse);
 }
 
@@ -150,7 +150,8 @@ Result<> Volume::load() {
     }
     if (code == EXT2_ET_SB_CSUM_INVALID) {
         return fail(EUCLEAN,
-                    "the superblock has a bad checksum: repair it from a backup with e2fsck -b");
+                    "the superblock has a bad checksum: if it is sound otherwise, debugfs -w -n -R "
+                    "\"set_super_value wtime now\" gives it a right one");
     }
     A4_CHECK(check_errcode(code, "not a usable ext4 volume"));
     fs_->priv_data = this;
@@ -172,6 +173,11 @@ Result<> Volume::load() {
     for (const BackupSuperblock& backup : backups_) gate_ = gate_ || backup.gate;
     if (options_.purpose != OpenFor::Inspect) A4_CHECK(check_state());
     A4_CHECK(read_attr());
+    if (options_.require_atomic4 && !gate_ && attr_) {
+        return fail(EINVAL,
+                    "an atomic4 volume whose gate bit was removed (by e2fsck or debugfs?): run "
+                    "atomic4ctl enable, which puts it back");
+    }
     if (options_.require_atomic4 && !gate_)
         return fail(EINVAL, "an ext4 volume, but not an atomic4 one: run atomic4ctl enable first");
     if (options_.require_atomic4 && options_.purpose != OpenFor::Inspect && !attr_) {
@@ -201,6 +207,8 @@ Result<> Volume::check_state() const {
         }
         return fail(EUCLEAN, "its journal needs recovery: {}", kKernelRecovers);
     }
+    // While records are live no stock tool takes the volume, so e2fsck can't go first.
+    if (options_.recovering) return {};
     if ((super.s_state & EXT2_ERROR_FS) != 0 || super.s_error_count != 0) {
         return fail(EUCLEAN,
                     "ext4 has recorded errors on it: check it with e2fsck (man atomic4ctl, section "

@@ -45,6 +45,15 @@ Result<> replay_range(Volume& volume, const RangeRef& range, std::span<const std
     return {};
 }
 
+Result<> replay_record(Volume& volume, const LoggedRecord& record,
+                       std::span<const std::byte> payload, ReplayReport& report) {
+    for (const RangeRef& range : record.ranges) {
+        A4_CHECK(replay_range(volume, range, payload.first(range.length.value()), report));
+        payload = payload.subspan(range.length.value());
+    }
+    return {};
+}
+
 // Whether one of the record's files was changed under a mount that is younger than the record.
 Result<std::optional<std::string>> conflict_of(Volume& volume, const LoggedRecord& record,
                                                const SessionStamp& stamp) {
@@ -87,13 +96,14 @@ Result<ReplayReport> replay(Volume& volume, Device& log, const LogContents& cont
         for (const LoggedRecord* record : to_replay) {
             const std::string what = fmt::format("replay: record {}", record->sequence);
             const auto payload = A4_TRY(read_payload(log, *record).context(what));
-            std::span<const std::byte> rest(payload);
-            for (const RangeRef& range : record->ranges) {
-                A4_CHECK(replay_range(volume, range, rest.first(range.length.value()), report)
-                             .context(what));
-                rest = rest.subspan(range.length.value());
+            auto done = replay_record(volume, *record, payload, report);
+            if (done) {
+                ++report.records;
+            } else if (done.error().code == ENOSPC || done.error().code == EUCLEAN) {
+                report.failed.push_back(fmt::format("{}: {}", what, done.error().message));
+            } else {
+                return fail(std::move(done).error().with_context(what));
             }
-            ++report.records;
         }
     }
     // The placed bytes are durable before the records that could place them again are dropped, and
@@ -101,7 +111,7 @@ Result<ReplayReport> replay(Volume& volume, Device& log, const LogContents& cont
     A4_CHECK(volume.device().flush().context("replay"));
     const bool keep = policy == OnConflict::Keep &&
                       (!report.conflicts.empty() || contents.end == LogEnd::Corrupt);
-    if (keep) return report;
+    if (keep || !report.failed.empty()) return report;
     A4_CHECK(reset_log(log, contents, session_stamp(volume)).context("replay"));
     if (volume.needs_replay()) A4_CHECK(volume.write_needs_replay(false).context("replay"));
     report.log_emptied = true;

@@ -8,6 +8,10 @@
 // that mount, replaying would overwrite newer bytes. Such a record is not replayed, is reported,
 // and stays in the log until the user decides (Force or Discard).
 //
+// A record that can't be replayed, for lack of space or because its file is damaged, is reported
+// and the log kept; the others are replayed all the same. (Replayed again later, all go in order
+// again.)
+//
 // Idempotent: interrupted anywhere and run again it gives the same. At its end everything is
 // flushed, then the log is emptied, then the needs-replay bit is cleared. A corrupt log's valid
 // records are replayed, and the log is left as evidence (unless forced or discarded).
@@ -28,6 +32,7 @@ struct ReplayReport {
     Bytes bytes;
     std::vector<std::string> skipped;    // files that are gone
     std::vector<std::string> conflicts;  // records kept (Keep), or overwritten (Force)
+    std::vector<std::string> failed;     // records kept: no space, or a damaged file
     uint64_t discarded = 0;              // records dropped
     LogEnd end = LogEnd::Clean;
     std::string end_detail;

@@ -37,8 +37,9 @@ Result<OpenVolume> open_for_writing(std::unique_ptr<Device> device,
         return fail(EUCLEAN,
                     "{}: {}: run atomic4ctl recover (it explains; --force or --discard decide)",
                     name,
-                    report.conflicts.empty() ? "the redo log is corrupt: " + report.end_detail
-                                             : report.conflicts.front());
+                    !report.failed.empty()      ? report.failed.front()
+                    : !report.conflicts.empty() ? report.conflicts.front()
+                                                : "the redo log is corrupt: " + report.end_detail);
     }
     opened.log_contents =
         A4_TRY(read_log(*opened.log, opened.volume->attr()->log_id).context(name));
@@ -58,6 +59,7 @@ Result<OpenVolume> open_for_reading(std::unique_ptr<Device> device) {
 Result<ReplayReport> recover(std::unique_ptr<Device> device, OnConflict policy) {
     VolumeOptions options;
     options.purpose = OpenFor::Write;
+    options.recovering = true;
     OpenVolume opened = A4_TRY(open(std::move(device), options));
     if (!pending(opened)) {
         ReplayReport nothing;

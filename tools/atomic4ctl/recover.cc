@@ -18,6 +18,7 @@ Result<int> run(const Context& context, const RecoverCommand& command) {
                                      {"bytes_replayed", report.bytes.value()},
                                      {"skipped", report.skipped},
                                      {"conflicts", report.conflicts},
+                                     {"failed", report.failed},
                                      {"records_discarded", report.discarded},
                                      {"log_end", to_text(report.end)},
                                      {"log_end_detail", report.end_detail},
@@ -30,6 +31,7 @@ Result<int> run(const Context& context, const RecoverCommand& command) {
     if (report.discarded > 0) text += fmt::format(", {} discarded", report.discarded);
     text += "\n";
     for (const std::string& line : report.skipped) text += fmt::format("  skipped: {}\n", line);
+    for (const std::string& line : report.failed) text += fmt::format("  not replayed: {}\n", line);
     for (const std::string& line : report.conflicts) {
         text += fmt::format("  conflict{}: {}\n",
                             command.policy == OnConflict::Force ? ", forced" : "", line);
