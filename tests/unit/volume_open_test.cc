@@ -118,6 +118,24 @@ TEST(VolumeOpen, BadSuperblockChecksum) {
     expect_refused(image, EUCLEAN, "e2fsck -b");
 }
 
+// Sizes that would lead shifts and divisions astray.
+TEST(VolumeOpen, ImpossibleGeometry) {
+    using Edit = std::function<void(ext2_super_block&)>;
+    for (const Edit& edit :
+         {Edit([](auto& s) { s.s_log_groups_per_flex = 200; }),
+          Edit([](auto& s) { s.s_inodes_per_group = 0; }),
+          Edit([](auto& s) { s.s_inodes_per_group = 16384; }),
+          Edit([](auto& s) { s.s_blocks_per_group = 0; }),
+          Edit([](auto& s) { s.s_blocks_per_group = 65536; }),
+          Edit([](auto& s) { s.s_log_block_size = 60; }),
+          Edit([](auto& s) { s.s_first_data_block = 0; }),
+          Edit([](auto& s) { s.s_inode_size = 0; }), Edit([](auto& s) { s.s_desc_size = 63; })}) {
+        const auto volume = try_open(edited(plain(), edit), OpenFor::Write);
+        EXPECT_FALSE(volume);
+        EXPECT_NE(code_of(volume), 0);
+    }
+}
+
 TEST(VolumeOpen, BadDescriptorChecksum) {
     Image image = plain();
     image[2048 + 64 + 0x0c] ^= std::byte{1};  // group 1's free count
