@@ -77,8 +77,8 @@ static void atomic4_block_changed(ext2_filsys fs, blk64_t block, int inuse) {
 }
 
 static void atomic4_range_changed(ext2_filsys fs, blk64_t block, blk_t count, int inuse) {
-    // Before 1.47.4 libext2fs reports (end, 0) instead of (first, count); atomic4_choose_range gives
-    // single blocks only.
+    // Before 1.47.4 libext2fs reports (end, 0) instead of (first, count); atomic4_choose_range
+    // gives single blocks only.
     atomic4_block_changed(fs, count == 0 ? block - 1 : block, inuse);
 }
 

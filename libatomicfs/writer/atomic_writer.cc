@@ -251,8 +251,8 @@ Result<WriteOutcome> AtomicWriter::write(const WriteRange& range, Engine engine)
         auto shape = A4_TRY(range_shape(volume(), before, range.offset, length));
         // Holes and unwritten blocks before EOF are made ready for either engine, but not for a
         // length that the device refuses anyway.
-        const bool device_takes = device.supported() && length >= device.unit_min &&
-                                  length <= device.unit_max;
+        const bool device_takes =
+            device.supported() && length >= device.unit_min && length <= device.unit_max;
         if (device_takes && !shape.beyond_eof && (shape.holes || shape.unwritten)) {
             A4_CHECK(make_ready(volume(), before, range.offset, length, length));
             forget(range.inode);
@@ -309,8 +309,7 @@ Result<> AtomicWriter::write_plain(const WriteRange& range) {
         return fail(EINVAL, "the offset {} is too large", range.offset);
     A4_CHECK(check_file(volume(), A4_TRY(file(range.inode, range.generation))));
     A4_CHECK(retire_overlapping(range));
-    const Prepared prepared =
-        A4_TRY(prepare(std::span(&range, 1), volume().block_size())).front();
+    const Prepared prepared = A4_TRY(prepare(std::span(&range, 1), volume().block_size())).front();
     if (auto done = place_cached(prepared.file, range.offset, range.data); !done)
         return std::move(done).context("plain write");
     touched_.insert(range.inode);
