@@ -161,7 +161,8 @@ Result<> Volume::load() {
     // Features first: bigalloc and journal devices have fields that would look like damage below.
     A4_CHECK(check_features(super));
     if (super.s_inodes_per_group == 0 || super.s_inodes_per_group > fs_->blocksize * 8 ||
-        super.s_blocks_per_group > fs_->blocksize * 8)
+        super.s_blocks_per_group > fs_->blocksize * 8 || super.s_log_groups_per_flex > 31 ||
+        super.s_first_data_block != (fs_->blocksize == 1024 ? 1u : 0u))
         return fail(EUCLEAN, "the superblock is damaged: the volume needs e2fsck");
     if (ext2fs_blocks_count(&super) > device_->size().value() / fs_->blocksize) {
         return fail(EUCLEAN,

@@ -118,6 +118,26 @@ TEST(VolumeOpen, BadSuperblockChecksum) {
     expect_refused(image, EUCLEAN, "e2fsck -b");
 }
 
+// Sizes that would lead shifts and divisions astray.
+TEST(VolumeOpen, ImpossibleGeometry) {
+    struct Row {
+        const char* what;
+        std::function<void(ext2_super_block&)> edit;
+    };
+    for (const Row& row : {Row{"flex groups", [](auto& s) { s.s_log_groups_per_flex = 200; }},
+                           Row{"no inodes", [](auto& s) { s.s_inodes_per_group = 0; }},
+                           Row{"many inodes", [](auto& s) { s.s_inodes_per_group = 16384; }},
+                           Row{"no blocks", [](auto& s) { s.s_blocks_per_group = 0; }},
+                           Row{"many blocks", [](auto& s) { s.s_blocks_per_group = 65536; }},
+                           Row{"block size", [](auto& s) { s.s_log_block_size = 60; }},
+                           Row{"first block", [](auto& s) { s.s_first_data_block = 0; }},
+                           Row{"inode size", [](auto& s) { s.s_inode_size = 0; }},
+                           Row{"descriptor size", [](auto& s) { s.s_desc_size = 63; }}}) {
+        const auto volume = try_open(edited(plain(), row.edit), OpenFor::Write);
+        EXPECT_FALSE(volume) << row.what;
+    }
+}
+
 TEST(VolumeOpen, BadDescriptorChecksum) {
     Image image = plain();
     image[2048 + 64 + 0x0c] ^= std::byte{1};  // group 1's free count
