@@ -278,18 +278,31 @@ std::string recover_image(Image& image, int* code = nullptr) {
     return {};
 }
 
+// e2fsck -fy. Where a leaf was being split, two leaves may hold the same extents: e2fsck takes them
+// out of the old one, but loses count of the new one's blocks and finds them only in a second run.
+std::string repair(Image& image, const ScenarioStep& step) {
+    std::string said;
+    const int runs = step.tree_in_place ? 2 : 1;
+    for (int run = 0; run < runs; ++run) {
+        const Fsck fsck = e2fsck(image, {"-fy"}, &image);
+        if (fsck.status > 1) return "e2fsck can't repair it: " + fsck.output;
+        said += fsck.output;
+    }
+    auto rest = fsck_complaints(image);
+    return rest.empty() ? rest : "after a repair: " + rest + "\nwhich was: " + said;
+}
+
 // How often a cut left something that recover refuses until e2fsck has repaired it.
 size_t refused_until_repaired = 0;
 
 // Replay that has to allocate (a tree block, when a file's blocks beyond EOF are converted) may
 // find a bitmap that the interrupted operation left with another checksum than the descriptor's. It
 // refuses; e2fsck repairs the bitmap, and the records are still there.
-std::string repair_and_recover(Image& image) {
+std::string repair_and_recover(Image& image, const ScenarioStep& step) {
     ++refused_until_repaired;
-    const Fsck fsck = e2fsck(image, {"-fy"}, &image);
-    if (fsck.status > 1) return "recover refused, and e2fsck can't repair it: " + fsck.output;
+    if (auto wrong = repair(image, step); !wrong.empty()) return "recover refused, and " + wrong;
     const auto wrong = recover_image(image);
-    return wrong.empty() ? wrong : "after e2fsck: " + wrong + "\n" + fsck.output;
+    return wrong.empty() ? wrong : "after e2fsck: " + wrong;
 }
 
 // e2fsck on what recover left: nothing to say, or, while metadata was changing, something that it
@@ -297,12 +310,10 @@ std::string repair_and_recover(Image& image) {
 std::string judge_by_e2fsck(const Image& recovered, const Scenario::Expected& expected) {
     if (expected.in_flight == nullptr || !expected.in_flight->metadata)
         return fsck_complaints(recovered);
-    Image repaired;
-    const Fsck fsck = e2fsck(recovered, {"-fy"}, &repaired);
-    if (fsck.status > 1) return "e2fsck can't repair it: " + fsck.output;
-    if (auto rest = fsck_complaints(repaired); !rest.empty()) return "after a repair: " + rest;
+    Image repaired = recovered;
+    if (auto wrong = repair(repaired, *expected.in_flight); !wrong.empty()) return wrong;
     if (auto wrong = compare_files(repaired, expected); !wrong.empty())
-        return "after the repair by e2fsck: " + wrong + "\n" + fsck.output;
+        return "after the repair by e2fsck: " + wrong;
     return {};
 }
 
@@ -311,7 +322,8 @@ std::string judge(Image& image, const Scenario::Expected& expected, bool with_e2
     int code = 0;
     auto wrong = recover_image(image, &code);
     const bool metadata = expected.in_flight != nullptr && expected.in_flight->metadata;
-    if (!wrong.empty() && code == EUCLEAN && metadata) wrong = repair_and_recover(image);
+    if (!wrong.empty() && code == EUCLEAN && metadata)
+        wrong = repair_and_recover(image, *expected.in_flight);
     if (wrong.empty()) wrong = compare_files(image, expected);
     if (wrong.empty() && with_e2fsck) wrong = judge_by_e2fsck(image, expected);
     return wrong;
@@ -445,7 +457,7 @@ TEST(PowerCutLimitation, TornLeafLosesPartOfThatFileOnly) {
             Scenario::Expected expected = scenario.expected_at(event);
             if (recover_image(image).empty() && compare_files(image, expected).empty()) continue;
             ++refused;
-            const auto wrong = repair_and_recover(image);
+            const auto wrong = repair_and_recover(image, step);
             const bool whole = wrong.empty() && compare_files(image, expected).empty();
             if (whole) continue;
             ++lost;
