@@ -69,7 +69,9 @@ int errno_of(errcode_t code) {
 }  // namespace
 
 Error error_from_errcode(errcode_t code, std::string_view what) {
-    return Error{errno_of(code), fmt::format("{}: {}", what, error_message(code))};
+    const int number = errno_of(code);
+    return Error{number, fmt::format("{}: {}{}", what, error_message(code),
+                                     number == EUCLEAN ? ": the volume needs e2fsck" : "")};
 }
 
 Result<> check_errcode(errcode_t code, std::string_view what) {

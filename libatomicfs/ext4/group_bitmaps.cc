@@ -290,12 +290,12 @@ std::map<uint64_t, std::shared_ptr<const GroupBitmaps::Bits>> GroupBitmaps::befo
     return blocks;
 }
 
-bool GroupBitmaps::newly_used(uint64_t block) const {
+bool GroupBitmaps::changed_to(uint64_t block, bool used) const {
     const uint32_t group = ext2fs_group_of_blk2(fs_, block);
-    const auto found = before_.find(group);
-    return found != before_.end() &&
-           !test_bit(*found->second,
-                     static_cast<uint32_t>(block - ext2fs_group_first_block2(fs_, group)));
+    const auto before = before_.find(group);
+    if (before == before_.end()) return false;
+    const auto bit = static_cast<uint32_t>(block - ext2fs_group_first_block2(fs_, group));
+    return test_bit(*before->second, bit) != used && test_bit(*cache_.at(group).bits, bit) == used;
 }
 
 void GroupBitmaps::committed() {

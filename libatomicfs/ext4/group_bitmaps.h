@@ -72,8 +72,9 @@ class GroupBitmaps {
     // The changed bitmaps as they were, for undoing a commit that failed half-way.
     std::map<uint64_t, std::shared_ptr<const Bits>> before() const;
     void committed();
-    // Whether this operation took the block: it was free before. Block kind.
-    bool newly_used(uint64_t block) const;
+    // Whether this operation took the block, or gave it back. Block kind.
+    bool newly_used(uint64_t block) const { return changed_to(block, true); }
+    bool newly_free(uint64_t block) const { return changed_to(block, false); }
 
     uint32_t bits_in(uint32_t group) const;
 
@@ -88,6 +89,7 @@ class GroupBitmaps {
     uint64_t location(uint32_t group) const;
     Result<> verify(uint32_t group, const Bits& bits) const;
     void trim();
+    bool changed_to(uint64_t block, bool used) const;
 
     ext2_filsys fs_;
     Device& device_;

@@ -52,8 +52,9 @@ void add_split_at_eof(std::vector<Change>& changes, Lblk lblk, PblkRun run, Lblk
     }
 }
 
-Result<> apply(Volume& volume, const FileState& file, const std::vector<Change>& changes,
-               uint64_t new_blocks, std::optional<Bytes> new_size, Transaction& transaction) {
+// Stages the changes; an operation is open.
+Result<> stage_changes(Volume& volume, const FileState& file, const std::vector<Change>& changes,
+                       uint64_t new_blocks, std::optional<Bytes> new_size) {
     ext2_inode inode = file.inode;
     for (const Change& change : changes)
         A4_CHECK(set_mapping(volume, file.number, &inode, change.lblk, change.run, change.state));
@@ -67,18 +68,7 @@ Result<> apply(Volume& volume, const FileState& file, const std::vector<Change>&
         inode.i_mtime = static_cast<uint32_t>(time(nullptr));
     }
     inode.i_ctime = static_cast<uint32_t>(time(nullptr));
-    A4_CHECK(check_errcode(ext2fs_write_inode(volume.fs(), file.number, &inode), "inode"));
-    // Last of all that comes before the commit: the tree's own blocks may be what there is no room
-    // for.
-    for (const Change& change : changes) {
-        if (change.zero) {
-            A4_CHECK(volume.device()
-                         .zero(device_offset(volume, change.run.start),
-                               device_length(volume, change.run.length))
-                         .context("zeroing new blocks"));
-        }
-    }
-    return transaction.commit();
+    return check_errcode(ext2fs_write_inode(volume.fs(), file.number, &inode), "inode");
 }
 
 }  // namespace
@@ -221,25 +211,40 @@ Result<LayoutReport> check_layout(Volume& volume, const FileState& file, Bytes u
     return report;
 }
 
+ShapeBuilder::ShapeBuilder(const FileState& file, ByteOffset offset, Bytes length) {
+    shape_.beyond_eof = (offset + length).value() > file.size.value();
+}
+
+void ShapeBuilder::add(ByteOffset device_offset, Bytes length, MapState state) {
+    shape_.holes = shape_.holes || state == MapState::Hole;
+    shape_.unwritten = shape_.unwritten || state == MapState::Unwritten;
+    if (added_ == Bytes(0)) shape_.device_offset = device_offset;
+    contiguous_ = contiguous_ && shape_.device_offset + added_ == device_offset;
+    added_ += length;
+}
+
+RangeShape ShapeBuilder::shape() const {
+    RangeShape shape = shape_;
+    shape.one_written_run =
+        contiguous_ && added_ > Bytes(0) && !shape.holes && !shape.unwritten && !shape.beyond_eof;
+    if (!shape.one_written_run) shape.device_offset = ByteOffset(0);
+    return shape;
+}
+
 Result<RangeShape> range_shape(Volume& volume, const FileState& file, ByteOffset offset,
                                Bytes length) {
     const uint64_t block = volume.block_size().value();
-    RangeShape shape;
-    shape.beyond_eof = (offset + length).value() > file.size.value();
+    uint64_t skip = offset.value() % block;
     const Lblk first(offset.value() / block);
-    const Blocks count((offset.value() % block + length.value() + block - 1) / block);
-    const auto mappings = A4_TRY(map_range(volume, file.number, file.inode, first, count));
-    for (const Mapping& mapping : mappings) {
-        shape.holes = shape.holes || mapping.state == MapState::Hole;
-        shape.unwritten = shape.unwritten || mapping.state == MapState::Unwritten;
+    const Blocks count((skip + length.value() + block - 1) / block);
+    ShapeBuilder builder(file, offset, length);
+    for (const Mapping& mapping :
+         A4_TRY(map_range(volume, file.number, file.inode, first, count))) {
+        builder.add(device_offset(volume, mapping.pblk) + Bytes(skip),
+                    device_length(volume, mapping.length) - Bytes(skip), mapping.state);
+        skip = 0;
     }
-    shape.one_written_run =
-        mappings.size() == 1 && !shape.holes && !shape.unwritten && !shape.beyond_eof;
-    if (shape.one_written_run) {
-        shape.device_offset =
-            device_offset(volume, mappings[0].pblk) + Bytes(offset.value() % block);
-    }
-    return shape;
+    return builder.shape();
 }
 
 Result<std::vector<DeviceRun>> locate_range(Volume& volume, const FileState& file,
@@ -334,7 +339,18 @@ Result<> make_ready(Volume& volume, const FileState& file, ByteOffset offset, By
                 A4_CHECK(patch(u, u + Blocks(unit)));
         }
     }
-    return apply(volume, file, changes, new_blocks, std::nullopt, transaction);
+    A4_CHECK(stage_changes(volume, file, changes, new_blocks, std::nullopt));
+    // Last of all that comes before the commit: the tree's own blocks may be what there is no room
+    // for.
+    for (const Change& change : changes) {
+        if (change.zero) {
+            A4_CHECK(volume.device()
+                         .zero(device_offset(volume, change.run.start),
+                               device_length(volume, change.run.length))
+                         .context("zeroing new blocks"));
+        }
+    }
+    return transaction.commit();
 }
 
 Result<> zero_gap(Volume& volume, const FileState& file, ByteOffset written_from,
@@ -368,15 +384,14 @@ Result<> zero_gap(Volume& volume, const FileState& file, ByteOffset written_from
     return zero(std::max(file.size.value(), (written_from + written_length).value()), end);
 }
 
-Result<> finish_growth(Volume& volume, const FileState& file, ByteOffset written_from,
-                       Bytes written_length, Bytes new_size) {
+Result<> stage_growth(Volume& volume, const FileState& file, ByteOffset written_from,
+                      Bytes written_length, Bytes new_size) {
     const uint64_t block = volume.block_size().value();
     const Lblk old_eof(file.size.value() / block);
     const Lblk new_eof(blocks_for(volume, std::max(new_size, file.size)));
     const Lblk from = file.atomic ? old_eof : Lblk(written_from.value() / block);
     const Lblk to =
         file.atomic ? new_eof : Lblk(((written_from + written_length).value() + block - 1) / block);
-    Transaction transaction(volume);
     std::vector<Change> changes;
     if (from < to) {
         for (const Mapping& mapping :
@@ -386,7 +401,14 @@ Result<> finish_growth(Volume& volume, const FileState& file, ByteOffset written
                     {mapping.lblk, {mapping.pblk, mapping.length}, MapState::Written, false});
         }
     }
-    return apply(volume, file, changes, 0, std::max(new_size, file.size), transaction);
+    return stage_changes(volume, file, changes, 0, std::max(new_size, file.size));
+}
+
+Result<> finish_growth(Volume& volume, const FileState& file, ByteOffset written_from,
+                       Bytes written_length, Bytes new_size) {
+    Transaction transaction(volume);
+    A4_CHECK(stage_growth(volume, file, written_from, written_length, new_size));
+    return transaction.commit();
 }
 
 Result<> touch_file(Volume& volume, ext2_ino_t number) {

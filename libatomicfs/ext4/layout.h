@@ -44,6 +44,19 @@ struct RangeShape {
     bool unwritten = false;
     bool beyond_eof = false;
 };
+// Built up from a range's stretches, in order.
+class ShapeBuilder {
+  public:
+    ShapeBuilder(const FileState& file, ByteOffset offset, Bytes length);
+    void add(ByteOffset device_offset, Bytes length, MapState state);
+    RangeShape shape() const;
+
+  private:
+    RangeShape shape_;
+    bool contiguous_ = true;
+    Bytes added_;
+};
+// Read from the extent tree.
 Result<RangeShape> range_shape(Volume& volume, const FileState& file, ByteOffset offset,
                                Bytes length);
 
@@ -72,6 +85,10 @@ Result<> zero_gap(Volume& volume, const FileState& file, ByteOffset written_from
 // For files without the flag only the written range is converted.
 Result<> finish_growth(Volume& volume, const FileState& file, ByteOffset written_from,
                        Bytes written_length, Bytes new_size);
+// finish_growth without the commit, for those who must know beforehand whether it will succeed
+// (ENOSPC: splitting an extent may take a tree block). An operation is open.
+Result<> stage_growth(Volume& volume, const FileState& file, ByteOffset written_from,
+                      Bytes written_length, Bytes new_size);
 
 // Sets mtime and ctime to now.
 Result<> touch_file(Volume& volume, ext2_ino_t number);

@@ -82,7 +82,16 @@ Result<NewName> lookup_new(Volume& volume, const std::string& path) {
     ext2_ino_t existing = 0;
     const errcode_t code = ext2fs_lookup(volume.fs(), where.directory, where.name.c_str(),
                                          static_cast<int>(where.name.size()), nullptr, &existing);
-    if (code == 0) return fail(EEXIST, "{}: exists already", path);
+    if (code == 0) {
+        A4_CHECK(check_errcode(ext2fs_read_inode(volume.fs(), existing, &inode), path));
+        if (inode.i_links_count == 0) {
+            return fail(EUCLEAN,
+                        "{}: the name refers to inode {}, which is not in use: the volume needs "
+                        "e2fsck",
+                        path, existing);
+        }
+        return fail(EEXIST, "{}: exists already", path);
+    }
     if (code != EXT2_ET_FILE_NOT_FOUND) return fail(error_from_errcode(code, path));
     return where;
 }

@@ -68,9 +68,10 @@ Result<std::vector<BackupSuperblock>> read_backup_superblocks(ext2_filsys fs, De
                      .context(fmt::format("superblock copy in group {}", group)));
         BackupSuperblock backup;
         backup.group = group;
-        backup.valid = copy.s_magic == EXT2_SUPER_MAGIC &&
-                       std::memcmp(copy.s_uuid, fs->super->s_uuid, sizeof copy.s_uuid) == 0 &&
-                       ext2fs_superblock_csum_verify(fs, &copy) != 0;
+        const bool ours = copy.s_magic == EXT2_SUPER_MAGIC &&
+                          std::memcmp(copy.s_uuid, fs->super->s_uuid, sizeof copy.s_uuid) == 0;
+        backup.valid = ours && ext2fs_superblock_csum_verify(fs, &copy) != 0;
+        backup.torn = ours && !backup.valid;
         backup.gate = backup.valid && (copy.s_feature_compat & kFeatureCompatAtomic4) != 0;
         backups.push_back(backup);
     }

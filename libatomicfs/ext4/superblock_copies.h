@@ -26,6 +26,7 @@ Result<> write_backup_superblocks(ext2_filsys fs, Device& device);
 struct BackupSuperblock {
     uint32_t group = 0;
     bool valid = false;
+    bool torn = false;  // this volume's by its UUID, but with a wrong checksum
     bool gate = false;
 };
 

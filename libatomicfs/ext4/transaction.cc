@@ -134,6 +134,7 @@ Result<> Transaction::commit(Order order) {
         A4_CHECK(keep_old(block));
     }
     for (const auto& [block, bytes] : volume_.metadata_device().blocks()) {
+        if (volume_.block_bitmaps().newly_free(block)) continue;
         Images* images = in_inode_table(fs, block) ? &inodes : &tree;
         if (!freeing && images == &tree && !volume_.block_bitmaps().newly_used(block)) {
             const Node node = node_kind(bytes);
@@ -146,7 +147,7 @@ Result<> Transaction::commit(Order order) {
     const bool super_changed = std::memcmp(&super_before_, fs->super, sizeof super_before_) != 0;
 
     const std::vector<const Images*> steps =
-        freeing ? std::vector<const Images*>{&tree, &inodes, &bitmaps}
+        freeing ? std::vector<const Images*>{&inodes, &tree, &bitmaps}
                 : std::vector<const Images*>{&bitmaps, &tree, &inodes, &old_index, &old_leaves};
     std::vector<const Images*> written;
     bool flush_failed = false;

@@ -6,19 +6,20 @@
 // commit() writes in the order that a power cut at any moment can stand:
 //
 //   Allocating                                       Freeing
-//   1 bitmaps, group descriptors   (blocks leaked    1 tree, directory and xattr blocks
+//   1 bitmaps, group descriptors   (blocks leaked    1 inodes, superblock
 //     flush                         at worst)          flush
-//   2 new tree blocks, directories, xattrs           2 inodes, superblock
+//   2 new tree blocks, directories, xattrs           2 directories
 //     flush                                            flush
 //   3 inodes, superblock                             3 bitmaps, group descriptors
 //     flush                                            flush
 //   4 tree blocks that were there before: index
 //     nodes, flush, leaves, flush
 //
-// 4 is for a leaf that is split: its second half stands in a new leaf, and the parent names that,
-// before the old leaf gives it up. Until then both have it.
+// so that no inode ever points at a block that the bitmaps call free (another file would get it),
+// and that no inode is in use without a name: a name may refer to an inode that isn't in use. 4 is
+// for a leaf that is split: its second half stands in a new leaf, and the parent names that, before
+// the old leaf gives it up. Until then both have it. Blocks that are given back are not written.
 //
-// so that no inode ever points at a block that the bitmaps call free (another file would get it).
 // What a crash can leave is blocks in use that nobody owns, wrong counts, a bitmap whose checksum
 // is old, extents in two leaves, and, on a disk that tears its blocks, a torn one: e2fsck's work
 // (RECOVERY.md). Data blocks are zeroed by the caller

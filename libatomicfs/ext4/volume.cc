@@ -28,7 +28,12 @@ extern "C" {
 // chosen here: libext2fs counts it and then reports it through atomic4_block_changed.
 static errcode_t atomic4_choose_block(ext2_filsys fs, blk64_t goal, blk64_t* ret) {
     Volume& volume = volume_of(fs);
-    const auto block = volume.allocator().choose_block(Pblk(goal));
+    auto block = volume.allocator().choose_block(Pblk(goal));
+    if (!block && block.error().code == ENOSPC) {
+        // Windows that files hold in memory are no reason to refuse.
+        volume.preallocations().release_all();
+        block = volume.allocator().choose_block(Pblk(goal));
+    }
     if (!block) {
         if (block.error().code == ENOSPC) return EXT2_ET_BLOCK_ALLOC_FAIL;
         volume.adapter().latch(block.error());
@@ -271,8 +276,18 @@ bool Volume::needs_replay() const {
 
 Result<> Volume::usable() const {
     if (poisoned_) return fail(Error(*poisoned_));
-    if (adapter_.latched()) return fail(Error(*adapter_.latched()));
+    if (adapter_.latched()) {
+        return fail(EIO, "an earlier I/O error leaves the volume in doubt: reopen it ({})",
+                    adapter_.latched()->message);
+    }
     return {};
+}
+
+tl::unexpected<Error> Volume::poison_by(const Error& error, const char* what) {
+    poison(Error{EIO, fmt::format("an earlier write of the {} failed, it is in doubt: reopen the "
+                                  "volume ({})",
+                                  what, error.message)});
+    return fail(EIO, "{}: {}; in doubt until the volume is reopened", what, error.message);
 }
 
 Result<> Volume::write_gate(bool on) {
@@ -293,12 +308,9 @@ Result<> Volume::write_gate(bool on) {
         }
         return device_->flush();
     };
-    if (auto done = run(); !done) {
-        poison(done.error());
-        return std::move(done).context("gate bit");
-    }
+    if (const auto done = run(); !done) return poison_by(done.error(), "gate bit");
     gate_ = on;
-    for (BackupSuperblock& backup : backups_) backup = {backup.group, true, on};
+    for (BackupSuperblock& backup : backups_) backup = {backup.group, true, false, on};
     return {};
 }
 
@@ -309,10 +321,7 @@ Result<> Volume::write_needs_replay(bool on) {
         on ? incompat | kFeatureIncompatNeedsReplay : incompat & ~kFeatureIncompatNeedsReplay;
     auto done = write_primary_superblock(fs_, *device_);
     if (done) done = device_->flush();
-    if (!done) {
-        poison(done.error());
-        return std::move(done).context("needs-replay bit");
-    }
+    if (!done) return poison_by(done.error(), "needs-replay bit");
     return {};
 }
 

@@ -103,6 +103,7 @@ class Volume {
 
   private:
     Volume(std::unique_ptr<Device> device, const VolumeOptions& options);
+    tl::unexpected<Error> poison_by(const Error& error, const char* what);
     Result<> load();
     Result<> check_state() const;
     Result<> read_attr();

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "ext4/format.h"
+#include "ext4/transaction.h"
 #include "redo/place.h"
 #include "redo/volume_log.h"
 
@@ -13,11 +14,17 @@ namespace atomic4 {
 namespace {
 
 constexpr uint64_t kChunkBytes = uint64_t{64} << 20;
-constexpr size_t kChunks = 64;
+// Of the chunks that are kept, in mappings: about 8 MiB.
+constexpr size_t kChunkCostMax = 256 * 1024;
 constexpr size_t kCachedFiles = 256;
 
 uint64_t chunk_blocks(const Volume& volume) {
     return kChunkBytes / volume.block_size().value();
+}
+
+// A chunk by itself takes about as much memory as a few mappings.
+size_t chunk_cost(const std::vector<Mapping>& mappings) {
+    return mappings.capacity() + 8;
 }
 
 }  // namespace
@@ -60,21 +67,29 @@ Result<FileState> AtomicWriter::file(ext2_ino_t inode, std::optional<uint32_t> g
 
 void AtomicWriter::forget(ext2_ino_t inode) {
     files_.erase(inode);
-    chunks_.remove_if([&](const Chunk& chunk) { return chunk.inode == inode; });
+    auto it = chunk_of_.lower_bound({inode, 0});
+    while (it != chunk_of_.end() && it->first.first == inode) drop_chunk((it++)->second);
+}
+
+void AtomicWriter::drop_chunk(std::list<Chunk>::iterator chunk) {
+    chunk_cost_ -= chunk_cost(chunk->mappings);
+    chunk_of_.erase(chunk->key);
+    chunks_.erase(chunk);
 }
 
 Result<const std::vector<Mapping>*> AtomicWriter::chunk(const FileState& file, uint64_t index) {
-    for (auto it = chunks_.begin(); it != chunks_.end(); ++it) {
-        if (it->inode == file.number && it->index == index) {
-            chunks_.splice(chunks_.begin(), chunks_, it);
-            return &chunks_.front().mappings;
-        }
+    const ChunkKey key{file.number, index};
+    if (const auto found = chunk_of_.find(key); found != chunk_of_.end()) {
+        chunks_.splice(chunks_.begin(), chunks_, found->second);
+        return &chunks_.front().mappings;
     }
     const uint64_t blocks = chunk_blocks(volume());
     auto mappings =
         A4_TRY(map_range(volume(), file.number, file.inode, Lblk(index * blocks), Blocks(blocks)));
-    chunks_.push_front({file.number, index, std::move(mappings)});
-    if (chunks_.size() > kChunks) chunks_.pop_back();
+    chunk_cost_ += chunk_cost(mappings);
+    chunks_.push_front({key, std::move(mappings)});
+    chunk_of_.emplace(key, chunks_.begin());
+    while (chunk_cost_ > kChunkCostMax && chunks_.size() > 1) drop_chunk(std::prev(chunks_.end()));
     return &chunks_.front().mappings;
 }
 
@@ -112,6 +127,16 @@ Result<bool> AtomicWriter::written_throughout(const FileState& file, ByteOffset 
     return written;
 }
 
+Result<RangeShape> AtomicWriter::shape(const FileState& file, ByteOffset offset, Bytes length) {
+    ShapeBuilder builder(file, offset, length);
+    A4_CHECK(visit_mappings(file, offset, length,
+                            [&](ByteOffset at, Bytes part, MapState state) -> Result<> {
+                                builder.add(at, part, state);
+                                return {};
+                            }));
+    return builder.shape();
+}
+
 Result<> AtomicWriter::place_cached(const FileState& file, ByteOffset offset,
                                     std::span<const std::byte> data) {
     return visit_mappings(
@@ -135,26 +160,48 @@ Result<> AtomicWriter::begin_session() {
     return {};
 }
 
-// The file ready to take the range; new_size where it will grow.
-Result<AtomicWriter::Prepared> AtomicWriter::prepare(const WriteRange& range, Bytes align) {
-    Prepared prepared;
-    const Bytes length(range.data.size());
-    prepared.file = A4_TRY(file(range.inode, range.generation));
-    if (!A4_TRY(written_throughout(prepared.file, range.offset, length))) {
-        A4_CHECK(make_ready(volume(), prepared.file, range.offset, length, align));
+// The file ready to take the ranges; new_size where it will grow.
+Result<std::vector<AtomicWriter::Prepared>> AtomicWriter::prepare(
+    std::span<const WriteRange> ranges, Bytes align) {
+    for (const WriteRange& range : ranges) {
+        const Bytes length(range.data.size());
+        const FileState before = A4_TRY(file(range.inode, range.generation));
+        if (A4_TRY(written_throughout(before, range.offset, length))) continue;
+        A4_CHECK(make_ready(volume(), before, range.offset, length, align));
         forget(range.inode);
-        prepared.file = A4_TRY(file(range.inode, range.generation));
     }
-    const Bytes end((range.offset + length).value());
-    if (end > prepared.file.size) {
-        prepared.new_size = end;
-        A4_CHECK(zero_gap(volume(), prepared.file, range.offset, length, end));
+    // Only with the blocks of all ranges there: a growing one converts those of its neighbours too.
+    std::vector<Prepared> prepared;
+    for (const WriteRange& range : ranges) {
+        Prepared& one = prepared.emplace_back();
+        one.file = A4_TRY(file(range.inode, range.generation));
+        const Bytes length(range.data.size());
+        const Bytes end((range.offset + length).value());
+        if (end <= one.file.size) continue;
+        one.new_size = end;
+        A4_CHECK(zero_gap(volume(), one.file, range.offset, length, end));
     }
     return prepared;
 }
 
+// Once the record is durable the growth happens, or neither this writer nor replay can go on: what
+// it takes must be there before.
+Result<> AtomicWriter::rehearse_growth(std::span<const WriteRange> ranges,
+                                       std::span<const Prepared> prepared) {
+    if (std::ranges::all_of(prepared, [](const Prepared& p) { return p.new_size.value() == 0; }))
+        return {};
+    Transaction transaction(volume());
+    for (size_t i = 0; i < ranges.size(); ++i) {
+        if (prepared[i].new_size.value() == 0) continue;
+        const FileState now = A4_TRY(read_file(volume(), ranges[i].inode, ranges[i].generation));
+        A4_CHECK(stage_growth(volume(), now, ranges[i].offset, Bytes(ranges[i].data.size()),
+                              prepared[i].new_size));
+    }
+    return {};  // dropped
+}
+
 Result<> AtomicWriter::write_logged(std::span<const WriteRange> ranges,
-                                    std::span<Prepared> prepared) {
+                                    std::span<const Prepared> prepared) {
     std::vector<RangeRef> refs;
     std::vector<std::span<const std::byte>> data;
     for (size_t i = 0; i < ranges.size(); ++i) {
@@ -162,6 +209,7 @@ Result<> AtomicWriter::write_logged(std::span<const WriteRange> ranges,
                         Bytes(ranges[i].data.size()), prepared[i].new_size});
         data.push_back(ranges[i].data);
     }
+    A4_CHECK(rehearse_growth(ranges, prepared));
     A4_CHECK(begin_session());
     if (!log_->has_room(refs)) A4_CHECK(retire_all());
     auto appended = log_->append(refs, data);
@@ -183,8 +231,9 @@ Result<> AtomicWriter::write_logged(std::span<const WriteRange> ranges,
     for (size_t i = 0; i < ranges.size(); ++i) {
         if (prepared[i].new_size.value() == 0) continue;
         // An earlier range of this batch may have grown the file already.
-        const FileState now = A4_TRY(read_file(volume(), ranges[i].inode, ranges[i].generation));
-        auto done = finish_growth(volume(), now, ranges[i].offset, Bytes(ranges[i].data.size()),
+        const auto now = read_file(volume(), ranges[i].inode, ranges[i].generation);
+        if (!now) return fail(poison(now.error(), "growing the file"));
+        auto done = finish_growth(volume(), *now, ranges[i].offset, Bytes(ranges[i].data.size()),
                                   prepared[i].new_size);
         forget(ranges[i].inode);
         if (!done) return fail(poison(std::move(done).error(), "growing the file"));
@@ -223,17 +272,20 @@ Result<WriteOutcome> AtomicWriter::write(const WriteRange& range, Engine engine)
 
     WriteOutcome outcome;
     if (engine != Engine::Logged) {
-        auto shape = A4_TRY(range_shape(volume(), before, range.offset, length));
-        // Holes and unwritten blocks before EOF are made ready for either engine.
-        if (device.supported() && !shape.beyond_eof && (shape.holes || shape.unwritten)) {
+        auto found = A4_TRY(shape(before, range.offset, length));
+        // Holes and unwritten blocks before EOF are made ready for either engine, but not for a
+        // length that the device refuses anyway.
+        const bool device_takes = device.supported() && length >= device.unit_min &&
+                                  length <= device.unit_max;
+        if (device_takes && !found.beyond_eof && (found.holes || found.unwritten)) {
             A4_CHECK(make_ready(volume(), before, range.offset, length, length));
             forget(range.inode);
-            shape = A4_TRY(range_shape(volume(), A4_TRY(file(range.inode, range.generation)),
-                                       range.offset, length));
+            found =
+                A4_TRY(shape(A4_TRY(file(range.inode, range.generation)), range.offset, length));
         }
-        const auto can = check_native(volume(), shape, length);
+        const auto can = check_native(volume(), found, length);
         if (can) {
-            A4_CHECK(write_native(range, shape));
+            A4_CHECK(write_native(range, found));
             outcome.engine = Engine::Native;
             return outcome;
         }
@@ -241,8 +293,8 @@ Result<WriteOutcome> AtomicWriter::write(const WriteRange& range, Engine engine)
         outcome.why_not_native = can.error().message;
         if (length > limits.unit_max_logged) return fail(Error(can.error()));
     }
-    Prepared prepared = A4_TRY(prepare(range, length));
-    A4_CHECK(write_logged(std::span(&range, 1), std::span(&prepared, 1)));
+    const auto prepared = A4_TRY(prepare(std::span(&range, 1), length));
+    A4_CHECK(write_logged(std::span(&range, 1), prepared));
     return outcome;
 }
 
@@ -270,12 +322,7 @@ Result<> AtomicWriter::write_batch(std::span<const WriteRange> ranges) {
     }
     if (total > opened_.log_contents.superblock.capacity().value() / 4)
         return fail(EMSGSIZE, "a batch of {} bytes is more than a quarter of the log", total);
-    std::vector<Prepared> prepared;
-    for (const WriteRange& range : ranges)
-        prepared.push_back(A4_TRY(prepare(range, volume().block_size())));
-    // Making one range ready may have changed the state of another one's file.
-    for (size_t i = 0; i < ranges.size(); ++i)
-        prepared[i].file = A4_TRY(file(ranges[i].inode, ranges[i].generation));
+    const auto prepared = A4_TRY(prepare(ranges, volume().block_size()));
     return write_logged(ranges, prepared);
 }
 
@@ -286,12 +333,14 @@ Result<> AtomicWriter::write_plain(const WriteRange& range) {
         return fail(EINVAL, "the offset {} is too large", range.offset);
     A4_CHECK(check_file(volume(), A4_TRY(file(range.inode, range.generation))));
     A4_CHECK(retire_overlapping(range));
-    const Prepared prepared = A4_TRY(prepare(range, volume().block_size()));
+    const Prepared prepared =
+        A4_TRY(prepare(std::span(&range, 1), volume().block_size())).front();
     if (auto done = place_cached(prepared.file, range.offset, range.data); !done)
         return std::move(done).context("plain write");
     touched_.insert(range.inode);
     if (prepared.new_size.value() > 0) {
-        A4_CHECK(volume().device().flush());
+        if (auto done = volume().device().flush(); !done)
+            return fail(poison(std::move(done).error(), "flush"));
         auto done = finish_growth(volume(), prepared.file, range.offset, Bytes(range.data.size()),
                                   prepared.new_size);
         forget(range.inode);

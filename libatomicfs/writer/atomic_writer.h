@@ -2,7 +2,8 @@
 //
 // Order of one logged write, and what each step is for:
 //
-//   1 make_ready      blocks allocated, zeroed and committed before a record relies on them
+//   1 make_ready      blocks allocated, zeroed and committed before a record relies on them; a
+//                     growth is rehearsed, so that it can't fail for want of space in step 5
 //   2 needs-replay    durable before the first record: stock kernels and tools stay out
 //   3 append          the record is durable: from here on the write happens, crash or not
 //   4 place           from the log's own copy of the bytes; a reader sees the new ones
@@ -84,22 +85,27 @@ class AtomicWriter {
     Result<> usable() const;
     Error poison(Error error, std::string_view doing);
     Result<> begin_session();
-    Result<Prepared> prepare(const WriteRange& range, Bytes align);
-    Result<> write_logged(std::span<const WriteRange> ranges, std::span<Prepared> prepared);
+    Result<std::vector<Prepared>> prepare(std::span<const WriteRange> ranges, Bytes align);
+    Result<> rehearse_growth(std::span<const WriteRange> ranges,
+                             std::span<const Prepared> prepared);
+    Result<> write_logged(std::span<const WriteRange> ranges, std::span<const Prepared> prepared);
     Result<> write_native(const WriteRange& range, const RangeShape& shape);
     Result<> retire_overlapping(const WriteRange& range);
     Result<> place_cached(const FileState& file, ByteOffset offset,
                           std::span<const std::byte> data);
     void forget(ext2_ino_t inode);
 
-    // Mappings of a chunk of a file, so that a write into a deep extent tree reads no tree block.
+    // Mappings of a chunk of a file, so that a write into an extent tree reads no tree block. What
+    // is kept is limited by their number: of files in long extents, hundreds of GiB.
+    using ChunkKey = std::pair<ext2_ino_t, uint64_t>;  // inode, index
     struct Chunk {
-        ext2_ino_t inode;
-        uint64_t index;
+        ChunkKey key;
         std::vector<Mapping> mappings;
     };
+    void drop_chunk(std::list<Chunk>::iterator chunk);
     Result<const std::vector<Mapping>*> chunk(const FileState& file, uint64_t index);
     Result<bool> written_throughout(const FileState& file, ByteOffset offset, Bytes length);
+    Result<RangeShape> shape(const FileState& file, ByteOffset offset, Bytes length);
     template <class Visit>
     Result<> visit_mappings(const FileState& file, ByteOffset offset, Bytes length, Visit visit);
 
@@ -109,6 +115,8 @@ class AtomicWriter {
     std::optional<Error> poisoned_;
     std::map<ext2_ino_t, FileState> files_;
     std::list<Chunk> chunks_;  // most recently used first
+    std::map<ChunkKey, std::list<Chunk>::iterator> chunk_of_;
+    size_t chunk_cost_ = 0;
     std::set<ext2_ino_t> touched_;
     bool closed_ = false;
 };

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstring>
 
 #include "base/random.h"
 #include "base/text.h"
@@ -9,6 +10,7 @@
 #include "ext4/format.h"
 #include "ext4/path.h"
 #include "ext4/transaction.h"
+#include "redo/log_buffer.h"
 #include "redo/redo_log.h"
 #include "redo/volume_log.h"
 
@@ -20,68 +22,118 @@ constexpr uint64_t kKiB = 1024;
 constexpr uint64_t kMiB = 1024 * kKiB;
 // Log sizes are multiples of this: whole log blocks, whole default units.
 constexpr uint64_t kLogStep = 64 * kKiB;
+constexpr uint64_t kZeroPiece = 4 * kMiB;
 
-std::optional<ext2_ino_t> find(Volume& volume, ext2_ino_t directory, const char* name) {
-    ext2_ino_t inode = 0;
-    if (ext2fs_lookup(volume.fs(), directory, name, static_cast<int>(std::string_view(name).size()),
-                      nullptr, &inode) != 0)
-        return std::nullopt;
-    return inode;
+struct Entry {
+    ext2_ino_t number = 0;
+    ext2_inode inode{};
+    // A name without an inode in use: what an interrupted operation leaves.
+    bool dangling() const { return inode.i_links_count == 0; }
+};
+
+Result<std::optional<Entry>> find(Volume& volume, ext2_ino_t directory, const std::string& name) {
+    Entry entry;
+    const errcode_t code = ext2fs_lookup(volume.fs(), directory, name.c_str(),
+                                         static_cast<int>(name.size()), nullptr, &entry.number);
+    if (code == EXT2_ET_FILE_NOT_FOUND) return std::optional<Entry>{};
+    A4_CHECK(check_errcode(code, name));
+    A4_CHECK(check_errcode(ext2fs_read_inode(volume.fs(), entry.number, &entry.inode), name));
+    return std::optional(entry);
 }
 
-// Removes /.atomic4 with log, lock and attribute: after an interrupted enable, or to disable. Other
+Result<std::vector<std::string>> names_in(Volume& volume, ext2_ino_t directory) {
+    std::vector<std::string> names;
+    A4_CHECK(check_errcode(
+        ext2fs_dir_iterate2(
+            volume.fs(), directory, 0, nullptr,
+            [](ext2_ino_t, int entry, ext2_dir_entry* dirent, int, int, char*, void* data) {
+                if (entry == DIRENT_OTHER_FILE) {
+                    static_cast<std::vector<std::string>*>(data)->emplace_back(
+                        dirent->name, static_cast<size_t>(ext2fs_dirent_name_len(dirent)));
+                }
+                return 0;
+            },
+            &names),
+        kDirectoryName));
+    return names;
+}
+
+// Whether a /.atomic4 that nothing else points to is from an enable that was interrupted, and not
+// the user's: it holds a log and perhaps a lock file, as enable makes them, and nothing else.
+Result<bool> is_unfinished(Volume& volume, const Entry& directory) {
+    if (directory.dangling()) return true;
+    if (!LINUX_S_ISDIR(directory.inode.i_mode)) return false;
+    bool has_log = false;
+    for (const std::string& name : A4_TRY(names_in(volume, directory.number))) {
+        const auto entry = A4_TRY(find(volume, directory.number, name));
+        if (!entry) return false;
+        const ext2_inode& inode = entry->inode;
+        if (name == kLogName) {
+            has_log = true;
+            if (!entry->dangling() && (inode.i_flags & kInodeFlagAtomic) == 0) return false;
+        } else if (name != kLockName || (!entry->dangling() && EXT2_I_SIZE(&inode) != 0)) {
+            return false;
+        }
+    }
+    return has_log;
+}
+
+Result<> stage_remove(Volume& volume, ext2_ino_t directory, const char* name, const Entry& entry) {
+    A4_CHECK(unlink_name(volume, {directory, name}, entry.number));
+    if (entry.dangling()) return {};
+    if (entry.inode.i_links_count > 1 && !LINUX_S_ISDIR(entry.inode.i_mode)) {
+        ext2_inode inode = entry.inode;
+        --inode.i_links_count;
+        return check_errcode(ext2fs_write_inode(volume.fs(), entry.number, &inode), name);
+    }
+    return stage_delete(volume, entry.number);
+}
+
+// Removes attribute, log, lock and /.atomic4: after an interrupted enable, or to disable. Other
 // things in the directory are the user's, and stay.
+//
+// In three operations, each of which can be interrupted and run again. The attribute goes first:
+// whoever meets a gate without it is told to run this again, and nobody looks for the log.
 Result<> remove_parts(Volume& volume) {
-    const auto directory = find(volume, EXT2_ROOT_INO, kDirectoryName);
-    Transaction transaction(volume);
-    A4_CHECK(volume.stage_attr(std::nullopt));
-    if (directory) {
-        ext2_inode inode{};
-        A4_CHECK(check_errcode(ext2fs_read_inode(volume.fs(), *directory, &inode), kDirectoryName));
-        if (!LINUX_S_ISDIR(inode.i_mode))
+    {
+        Transaction transaction(volume);
+        A4_CHECK(volume.stage_attr(std::nullopt));
+        A4_CHECK(transaction.commit(Transaction::Order::Freeing));
+    }
+    const auto directory = A4_TRY(find(volume, EXT2_ROOT_INO, kDirectoryName));
+    if (!directory) return {};
+    if (!directory->dangling()) {
+        if (!LINUX_S_ISDIR(directory->inode.i_mode))
             return fail(EEXIST, "/{} exists and is not a directory: move it away", kDirectoryName);
+        Transaction transaction(volume);
         for (const char* name : {kLogName, kLockName}) {
-            const auto file = find(volume, *directory, name);
-            if (!file) continue;
-            A4_CHECK(unlink_name(volume, {*directory, name}, *file));
-            ext2_inode leaf{};
-            A4_CHECK(check_errcode(ext2fs_read_inode(volume.fs(), *file, &leaf), name));
-            if (leaf.i_links_count > 1) {
-                --leaf.i_links_count;
-                A4_CHECK(check_errcode(ext2fs_write_inode(volume.fs(), *file, &leaf), name));
-            } else {
-                A4_CHECK(stage_delete(volume, *file));
-            }
+            const auto file = A4_TRY(find(volume, directory->number, name));
+            if (file) A4_CHECK(stage_remove(volume, directory->number, name, *file));
         }
-        bool empty = true;
-        A4_CHECK(check_errcode(
-            ext2fs_dir_iterate2(
-                volume.fs(), *directory, 0, nullptr,
-                [](ext2_ino_t, int entry, ext2_dir_entry*, int, int, char*, void* data) {
-                    if (entry == DIRENT_OTHER_FILE) *static_cast<bool*>(data) = false;
-                    return 0;
-                },
-                &empty),
-            kDirectoryName));
-        if (empty) {
-            A4_CHECK(unlink_name(volume, {EXT2_ROOT_INO, kDirectoryName}, *directory));
-            A4_CHECK(stage_delete(volume, *directory));
-            ext2_inode root{};
-            A4_CHECK(check_errcode(ext2fs_read_inode(volume.fs(), EXT2_ROOT_INO, &root), "/"));
-            --root.i_links_count;
-            A4_CHECK(check_errcode(ext2fs_write_inode(volume.fs(), EXT2_ROOT_INO, &root), "/"));
-        }
+        A4_CHECK(transaction.commit(Transaction::Order::Freeing));
+        if (!A4_TRY(names_in(volume, directory->number)).empty()) return {};
+    }
+    Transaction transaction(volume);
+    A4_CHECK(stage_remove(volume, EXT2_ROOT_INO, kDirectoryName, *directory));
+    if (!directory->dangling()) {
+        ext2_inode root{};
+        A4_CHECK(check_errcode(ext2fs_read_inode(volume.fs(), EXT2_ROOT_INO, &root), "/"));
+        --root.i_links_count;
+        A4_CHECK(check_errcode(ext2fs_write_inode(volume.fs(), EXT2_ROOT_INO, &root), "/"));
     }
     return transaction.commit(Transaction::Order::Freeing);
 }
 
 // Writes zeros, rather than punching a hole: the log's blocks are written again and again, and a
 // host that allocates them then would be slow, or out of space in the middle of a log write.
+// From aligned memory, which a direct device takes as it is.
 Result<> write_zeros(Device& device) {
-    const std::vector<std::byte> zeros(std::min<uint64_t>(device.size().value(), kMiB));
+    LogBuffer memory;
+    const auto zeros = A4_TRY(memory.get(Bytes(std::min(device.size().value(), kZeroPiece))));
+    std::memset(zeros.data(), 0, zeros.size());
     for (uint64_t at = 0; at < device.size().value(); at += zeros.size()) {
         const uint64_t n = std::min<uint64_t>(zeros.size(), device.size().value() - at);
-        A4_CHECK(device.write(ByteOffset(at), std::span(zeros).first(n)));
+        A4_CHECK(device.write(ByteOffset(at), zeros.first(n)));
     }
     return {};
 }
@@ -169,9 +221,11 @@ Result<EnablePlan> enable(Volume& volume, const EnableOptions& options) {
         if (contents.error().code == EIO || volume.needs_replay())
             return fail(Error(contents.error()));
     }
-    if (volume.attr() || volume.attr_error() || find(volume, EXT2_ROOT_INO, kDirectoryName)) {
-        // Left by an interrupted disable, or not ours at all.
-        if (!volume.attr() && !volume.attr_error() && !volume.gate()) {
+    const auto directory = A4_TRY(find(volume, EXT2_ROOT_INO, kDirectoryName));
+    if (volume.attr() || volume.attr_error() || directory) {
+        // Left by an interrupted enable or disable, or not ours at all.
+        if (!volume.attr() && !volume.attr_error() && !volume.gate() &&
+            !A4_TRY(is_unfinished(volume, *directory))) {
             return fail(EEXIST, "{}: there is a /{} already: move it away", volume.name(),
                         kDirectoryName);
         }
@@ -196,10 +250,22 @@ Result<EnablePlan> enable(Volume& volume, const EnableOptions& options) {
 }
 
 Result<DisableReport> disable(Volume& volume, bool force) {
-    if (!volume.gate()) return fail(EINVAL, "{}: atomic4 is not enabled", volume.name());
+    if (!volume.gate()) {
+        // The last thing that disable does is to write the backups.
+        if (std::ranges::none_of(volume.backups(), &BackupSuperblock::torn))
+            return fail(EINVAL, "{}: atomic4 is not enabled", volume.name());
+        A4_CHECK(volume.write_gate(false));
+        return DisableReport{};
+    }
+    // After an interrupted disable the log may be there without the attribute.
+    ext2_ino_t log = volume.attr() ? volume.attr()->log_inode : 0;
+    if (const auto directory = A4_TRY(find(volume, EXT2_ROOT_INO, kDirectoryName));
+        log == 0 && directory && LINUX_S_ISDIR(directory->inode.i_mode) && !directory->dangling()) {
+        if (const auto file = A4_TRY(find(volume, directory->number, kLogName))) log = file->number;
+    }
     DisableReport report;
     for (const ext2_ino_t inode : A4_TRY(find_atomic_inodes(volume))) {
-        if (!volume.attr() || inode != volume.attr()->log_inode) report.released.push_back(inode);
+        if (inode != log) report.released.push_back(inode);
     }
     if (!report.released.empty() && !force) {
         const auto paths = A4_TRY(paths_of(volume, {report.released.front()}));

@@ -341,8 +341,8 @@ std::string judge_cuts_in_recover(const Image& image, const Scenario::Expected& 
 
 struct Thoroughness {
     uint64_t random_fates = long_run() ? 6 : 2;
-    size_t images_per_e2fsck = long_run() ? 8 : 48;
-    size_t images_per_recover_cut = long_run() ? 8 : 64;
+    size_t images_per_e2fsck = long_run() ? 4 : 24;
+    size_t images_per_recover_cut = long_run() ? 16 : 64;
 };
 
 void judge_every_cut(Scenario& scenario, uint64_t seed) {

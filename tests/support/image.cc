@@ -1,5 +1,7 @@
 #include "support/image.h"
 
+#include <sys/mman.h>
+
 #include <cstdio>
 #include <cstring>
 #include <fstream>
@@ -8,6 +10,7 @@
 
 #include "base/crc32c.h"
 #include "base/endian.h"
+#include "base/unique_fd.h"
 #include "ext4/format.h"
 #include "support/command.h"
 
@@ -165,8 +168,9 @@ RawSuper raw_super(const Image& image) {
 }
 
 Fsck e2fsck(const Image& image, const std::vector<std::string>& arguments, Image* repaired) {
-    const TempDir dir;
-    const std::string path = dir.file("image");
+    // In memory: e2fsck syncs, and hundreds of runs would wait for a disk.
+    const UniqueFd file(memfd_create("image", 0));
+    const std::string path = fmt::format("/proc/self/fd/{}", file.get());
     store(without_our_bits(image), path);
     std::vector<std::string> command{"e2fsck", "-E", "no_optimize_extents"};
     command.insert(command.end(), arguments.begin(), arguments.end());
