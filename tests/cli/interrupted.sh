@@ -72,13 +72,21 @@ rm -f plain.img
 mke2fs -q -t ext4 -b 4096 plain.img 160M >/dev/null
 for_each_write enable_again plain.img atomic4ctl enable vol.img
 
-# --- disable, killed: the same command again -------------------------------------------------------
+# --- disable, killed: the same command again, and where it says so, e2fsck ----------------------------
 disable_again() {
+    local status=0
+    capture atomic4ctl disable --force vol.img
+    [ "$STATUS" -eq 0 ] || grep -Eq 'is not enabled|e2fsck' "$ERR" || die "again: $(cat "$ERR")"
     debugfs -n -w -R "feature -FEATURE_C28" vol.img >/dev/null 2>&1
-    e2fsck -fy vol.img >fsck.out 2>&1 || true
-    capture atomic4ctl enable vol.img
+    e2fsck -fy vol.img >fsck.out 2>&1 || status=$?
+    [ $status -le 1 ] || die "e2fsck -fy: exit status $status: $(cat fsck.out)"
+    # Attribute and gate gone, but not the directory: then it is the user's to remove.
+    mount_image vol.img mnt
+    rm -rf mnt/.atomic4
+    umount mnt
+    kernel_roundtrip vol.img keep=keep
+    expect_ok atomic4ctl enable vol.img
     expect_ok atomic4ctl disable --force vol.img
-    e2fsck_clean vol.img
     kernel_roundtrip vol.img keep=keep
 }
 for_each_write disable_again base.img atomic4ctl disable --force vol.img
