@@ -150,7 +150,7 @@ Result<> Volume::load() {
     }
     if (code == EXT2_ET_SB_CSUM_INVALID) {
         return fail(EUCLEAN,
-                    "the superblock has a bad checksum: if it is sound otherwise, debugfs -w -n -R "
+                    "the superblock has a bad checksum: if it is sound otherwise, debugfs -n -w -R "
                     "\"set_super_value wtime now\" gives it a right one");
     }
     A4_CHECK(check_errcode(code, "not a usable ext4 volume"));

@@ -1,0 +1,134 @@
+# The man pages and the programs agree: options, in both directions, the findings' numbers, the keys of
+# every JSON report, and the recipes. And the pages are well-formed.
+. "$(dirname "$0")/lib.sh"
+need_root
+need_program jq mandoc strace
+
+man=$ATOMIC4_SOURCE/man
+pattern data 64K >data
+
+for page in "$man"/*.[1-9]; do
+    capture mandoc -T lint -W warning "$page"
+    [ "$STATUS" -eq 0 ] || { show_output && die "mandoc finds faults in $page"; }
+    CHECKS=$((CHECKS + 1))
+done
+for name in atomic4ctl.8 mkfs.atomic4.8 atomic4.5 atomic4.7; do
+    [ -e "$man/$name" ] || die "there is no $name"
+done
+
+# --- options --------------------------------------------------------------------------------------
+# From --help: what the option lines begin with.
+help_options() {
+    "$@" --help | grep -oE '^  (-[a-zA-Z]|--[a-z-]+)(,--[a-z-]+)?' | grep -oE -- '-[a-zA-Z]\b|--[a-z-]+' |
+        sort -u
+}
+# From a part of a page: the heads of its .TP paragraphs, and what is "passed on" in mkfs.atomic4.
+page_options() {
+    sed 's/\\-/-/g' | awk '
+        /^\.TP/ { head = 1; next }
+        head { print; head = 0 }
+        /^Passed on/ { passed = 1 }
+        /^Block sizes/ { passed = 0 }
+        passed && /^\.BR -/ { print $2 }' |
+        grep -oE -- '(^|[ ,])(-[a-zA-Z]|--[a-z-]+)\b' | tr -d ' ,' | sort -u
+}
+same_options() {
+    diff -u --label "$1: --help" --label "$1: page" <(echo "$2") <(echo "$3") >&2 ||
+        die "$1: help and page differ"
+    CHECKS=$((CHECKS + 1))
+}
+section() { # PAGE REGEX: from that heading to the next
+    awk -v head="$2" '/^\.S[HS] / { inside = ($0 ~ head) } inside' "$man/$1"
+}
+same_options mkfs.atomic4 "$(help_options mkfs.atomic4)" "$(page_options <"$man/mkfs.atomic4.8")"
+same_options atomic4ctl "$(help_options atomic4ctl)" "$(section atomic4ctl.8 '^.SH OPTIONS' | page_options)"
+commands=$(atomic4ctl --help | sed -n '/^Subcommands/,$p' | awk '/^  [a-z]/ { print $1 }')
+is "$(wc -w <<<"$commands")" 11
+for command in $commands; do
+    same_options "atomic4ctl $command" \
+        "$(help_options atomic4ctl "$command" | grep -vx -e -h -e --help || true)" \
+        "$(section atomic4ctl.8 "^.SS $command( |\$)" | page_options || true)"
+    grep -Eq "^\.BI \"atomic4ctl .*[] \"]$command[ \"]" "$man/atomic4ctl.8" ||
+        die "$command is not in the synopsis"
+done
+is "$(sed -n '/^\.SH SUBCOMMANDS/,/^\.SH EXIT/s/^\.SS \([a-z]*\).*/\1/p' "$man/atomic4ctl.8" | sort | xargs)" \
+    "$(xargs -n1 <<<"$commands" | sort | xargs)"
+
+# --- findings -------------------------------------------------------------------------------------
+findings() {
+    sed -n 's/^A4_FINDING(\([0-9]*\), [A-Za-z]*, [A-Za-z]*, "\(.*\)")$/\1 \2/p' \
+        "$ATOMIC4_SOURCE/libatomicfs/check/findings.def"
+}
+[ "$(findings | wc -l)" -ge 16 ] || die "findings.def can't be read"
+while read -r number meaning; do
+    section atomic4ctl.8 '^.SS check' | grep -A1 -x "\.B $number" | tail -1 |
+        grep -iF "$meaning" >/dev/null || die "finding $number is not in the page as '$meaning'"
+    CHECKS=$((CHECKS + 1))
+done < <(findings)
+is "$(section atomic4ctl.8 '^.SS check' | grep -cE '^\.B [0-9]+$')" "$(findings | wc -l)"
+
+# --- JSON keys --------------------------------------------------------------------------------------
+# Of each subcommand, over several runs that bring out all its keys.
+documented_keys() { # the words in bold of the section's JSON part
+    section atomic4ctl.8 "^.SS $1( |\$)" | sed -n '/^JSON:/,$p' | sed -n 's/^\.BR\{0,1\} //p' |
+        sed 's/ [;.,].*//; s/ ;$//' | sort -u
+}
+declare -A seen
+keys_of() { # SUBCOMMAND ARGUMENT…
+    local command=$1
+    shift
+    capture atomic4ctl --json "$@"
+    [ "$STATUS" -le 1 ] && [ -s "$OUT" ] || { show_output && die "no report: $*"; }
+    seen[$command]+=$(jq -r '.. | objects | keys[]' "$OUT")$'\n'
+}
+make_ext4 vol.img 96M
+keys_of info info vol.img
+keys_of enable enable vol.img
+keys_of info info vol.img
+keys_of prealloc -d vol.img prealloc /db --size 100000
+keys_of write -d vol.img write /db --offset 0 --from data
+keys_of write -d vol.img write /db --plain --offset 0 --from data
+keys_of ls -d vol.img ls
+keys_of status -d vol.img status /db
+keys_of status -d vol.img status /
+keys_of status -d vol.img status /.atomic4/log
+keys_of map -d vol.img map /db
+expect_ok atomic4ctl -d vol.img prealloc /holes --size 0
+expect_ok atomic4ctl -d vol.img write /holes --offset 128K --from data
+keys_of map -d vol.img map /holes
+keys_of check -d vol.img check
+keys_of recover recover vol.img
+copy_image vol.img bad.img
+debugfs -w -R 'ea_rm /db trusted.atomic4.unit' bad.img >/dev/null 2>&1
+keys_of check -d bad.img check
+debugfs -w -R 'ea_rm / trusted.atomic4.volume' bad.img >/dev/null 2>&1
+keys_of info info bad.img
+keys_of disable disable --force vol.img
+for command in $commands; do
+    [ "$command" = read ] && continue
+    diff -u --label "atomic4ctl --json $command" --label "page" \
+        <(sort -u <<<"${seen[$command]}" | grep .) <(documented_keys "$command") >&2 ||
+        die "$command: JSON and page differ"
+    CHECKS=$((CHECKS + 1))
+done
+
+# --- the examples work ------------------------------------------------------------------------------
+examples() {
+    section "$1" '^.SH EXAMPLES' | sed -n '/^\.nf/,/^\.fi/p' | grep -v '^\.' |
+        sed 's/\\-/-/g; s|/dev/sdb1|disk.img|g; s/--size 10G/--size 100M/; s/ 20G$/ 600M/'
+}
+truncate -s 600M disk.img
+expect_ok bash -euc "$(examples mkfs.atomic4.8)"
+expect_ok atomic4ctl --json info db.img
+json_holds '.unit == 65536' '.log.size == 67108864'
+rm disk.img
+make_ext4 disk.img 600M
+expect_ok bash -euo pipefail -c "$(examples atomic4ctl.8)"
+kernel_roundtrip disk.img
+# The recipe of RECOVERY is the one that interrupted.sh follows.
+while read -r line; do
+    [[ $line == *check ]] && line=check_clean
+    grep -qF -- "${line//DEVICE/vol.img}" "$(dirname "$0")/interrupted.sh" ||
+        die "interrupted.sh doesn't follow the page: $line"
+    CHECKS=$((CHECKS + 1))
+done < <(section atomic4ctl.8 '^.SH RECOVERY' | sed -n '/^\.nf/,/^\.fi/p' | grep -v '^\.' | sed 's/\\-/-/g')
