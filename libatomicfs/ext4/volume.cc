@@ -209,7 +209,7 @@ Result<> Volume::check_state() const {
         return fail(EUCLEAN, "its journal needs recovery: {}", kKernelRecovers);
     }
     // While records are live no stock tool takes the volume, so e2fsck can't go first.
-    if (options_.recovering) return {};
+    if (options_.recovering && needs_replay()) return {};
     if ((super.s_state & EXT2_ERROR_FS) != 0 || super.s_error_count != 0) {
         return fail(EUCLEAN,
                     "ext4 has recorded errors on it: check it with e2fsck (man atomic4ctl, section "

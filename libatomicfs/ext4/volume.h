@@ -42,7 +42,8 @@ enum class OpenFor {
 struct VolumeOptions {
     OpenFor purpose = OpenFor::Read;
     bool require_atomic4 = true;
-    // To replay the redo log: recorded errors and damage elsewhere are no obstacle.
+    // To replay the redo log: while the needs-replay bit is set, recorded errors and damage
+    // elsewhere are no obstacle.
     bool recovering = false;
     // Whether this user may have root's reserved blocks; by default as the kernel decides.
     std::optional<bool> may_use_reserved;

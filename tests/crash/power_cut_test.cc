@@ -265,6 +265,10 @@ std::string recover_image(Image& image, int* code = nullptr) {
     }
     if (first->records > 0 && !raw.needs_replay)
         return fmt::format("{} live records, but the needs-replay bit is not set", first->records);
+    if (!first->failed.empty()) {
+        if (code != nullptr) *code = EUCLEAN;
+        return "recover: " + first->failed.front();
+    }
     if (!first->log_emptied) return "recover left something in the log: " + first->end_detail;
     if (!first->skipped.empty()) return "recover skipped " + first->skipped.front();
     const RawSuper after = raw_super(image);
