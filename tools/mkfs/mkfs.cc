@@ -172,17 +172,16 @@ Result<int> run(const Context& context, const MkfsCommand& command) {
     options.unit = command.unit.value_or(Bytes(kUnitDefault));
     options.log_size = command.log_size;
     // What can be wrong with these is said before there is a volume without them.
-    const EnablePlan plan =
-        A4_TRY(plan_enable(Bytes(command.block_size.value_or(1024)),
-                           volume_size.value_or(Bytes(UINT64_MAX)), options));
+    const EnablePlan plan = A4_TRY(plan_enable(Bytes(command.block_size.value_or(1024)),
+                                               volume_size.value_or(Bytes(UINT64_MAX)), options));
     A4_CHECK(run_mke2fs(command, Run::First));
     if (command.dry_run) {
         const bool log_known = volume_size || command.log_size;
-        context.print(
-            fmt::format("{}: would then enable atomic4, unit {}, redo log {}; nothing was changed\n",
-                        command.device, format_size(plan.unit),
-                        log_known ? format_size(plan.log_size)
-                                  : std::string("1/64 of the volume, at most 256M")));
+        context.print(fmt::format(
+            "{}: would then enable atomic4, unit {}, redo log {}; nothing was changed\n",
+            command.device, format_size(plan.unit),
+            log_known ? format_size(plan.log_size)
+                      : std::string("1/64 of the volume, at most 256M")));
         return 0;
     }
     bool half_done = false;
