@@ -1,6 +1,6 @@
 # mkfs.atomic4: defaults, mke2fs's options, refusals, and what it leaves when something fails.
 . "$(dirname "$0")/lib.sh"
-need_program jq
+need_program jq strace sfdisk mkfs.xfs
 
 # --- defaults ---------------------------------------------------------------------------------
 expect_ok mkfs.atomic4 new.img 64M
@@ -129,20 +129,16 @@ make_ext4 sig.img 64M
 refuses_signature sig.img ext4
 changes_nothing sig.img mkfs.atomic4 sig.img # our own
 is "$STATUS" 1
-if command -v mkfs.xfs >/dev/null; then
+rm -f sig.img
+truncate -s 400M sig.img
+mkfs.xfs -q sig.img
+refuses_signature sig.img xfs
+for table in dos gpt; do
     rm -f sig.img
-    truncate -s 400M sig.img
-    mkfs.xfs -q sig.img
-    refuses_signature sig.img xfs
-fi
-if command -v sfdisk >/dev/null; then
-    for table in dos gpt; do
-        rm -f sig.img
-        truncate -s 64M sig.img
-        printf 'label: %s\nstart=2048,size=65536\n' $table | sfdisk -q sig.img
-        refuses_signature sig.img $table
-    done
-fi
+    truncate -s 64M sig.img
+    printf 'label: %s\nstart=2048,size=65536\n' $table | sfdisk -q sig.img
+    refuses_signature sig.img $table
+done
 make_image held.img 64M
 exec 9<held.img
 flock 9
@@ -240,24 +236,22 @@ leaves_plain_ext4 'log size .*: more than half of the volume.*' \
     mkfs.atomic4 -q -b 4096 -l 40M plain.img 64M
 leaves_plain_ext4 'no room for a redo log of .* bytes: free some space, or give a smaller log size' \
     mkfs.atomic4 -q -b 4096 -l 32M -J size=28 plain.img 64M
-if command -v strace >/dev/null; then
-    # Each write of ours fails in turn, the last being the gate bit in the primary superblock. mke2fs
-    # is another process, which strace doesn't follow. strace counts each system call by itself.
-    rm -f plain.img
-    strace -qq -o trace -e trace=pwrite64,pwritev2,fdatasync \
-        mkfs.atomic4 -q -b 4096 plain.img 64M 2>/dev/null
-    for call in pwrite64 pwritev2 fdatasync; do
-        calls=$(grep -c "^$call" trace)
-        for ((when = 1; when <= calls; ++when)); do
-            rm -f plain.img
-            capture strace -qq -o /dev/null -e trace=$call -e "inject=$call:error=EIO:when=$when" \
-                mkfs.atomic4 -q -b 4096 plain.img 64M
-            is "$STATUS" 1
-            is "$(wc -l <"$ERR")" 1
-            err_has '^mkfs.atomic4: .*Input/output error'
-            err_has '; plain.img holds a plain ext4 without atomic4$'
-            has_no_gate plain.img
-            e2fsck_clean plain.img
-        done
+# Each write of ours fails in turn, the last being the gate bit in the primary superblock. mke2fs
+# is another process, which strace doesn't follow. strace counts each system call by itself.
+rm -f plain.img
+strace -qq -o trace -e trace=pwrite64,pwritev2,fdatasync \
+    mkfs.atomic4 -q -b 4096 plain.img 64M 2>/dev/null
+for call in pwrite64 pwritev2 fdatasync; do
+    calls=$(grep -c "^$call" trace)
+    for ((when = 1; when <= calls; ++when)); do
+        rm -f plain.img
+        capture strace -qq -o /dev/null -e trace=$call -e "inject=$call:error=EIO:when=$when" \
+            mkfs.atomic4 -q -b 4096 plain.img 64M
+        is "$STATUS" 1
+        is "$(wc -l <"$ERR")" 1
+        err_has '^mkfs.atomic4: .*Input/output error'
+        err_has '; plain.img holds a plain ext4 without atomic4$'
+        has_no_gate plain.img
+        e2fsck_clean plain.img
     done
-fi
+done

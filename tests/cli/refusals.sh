@@ -1,7 +1,7 @@
 # Volumes that the tools keep their hands off, with messages that say what to do.
 . "$(dirname "$0")/lib.sh"
 need_root
-need_program jq
+need_program jq mkfs.xfs
 
 pattern db 16K >db
 # All commands that change something, on a volume that must not be changed.
@@ -113,11 +113,9 @@ all_refuse '^atomic4ctl: vol.img: .*(truncated|not an ext4)' "${writers[@]}" "${
 truncate -s 64M vol.img
 all_refuse 'not an ext4 volume: no valid superblock \(mkfs.atomic4 makes one\)' \
     "${writers[@]}" "${readers[@]}" "info vol.img"
-if command -v mkfs.xfs >/dev/null; then
-    truncate -s 400M vol.img
-    mkfs.xfs -q vol.img
-    all_refuse 'not an ext4 volume: it holds xfs' "info vol.img" "enable vol.img" "-d vol.img ls"
-fi
+truncate -s 400M vol.img
+mkfs.xfs -q vol.img
+all_refuse 'not an ext4 volume: it holds xfs' "info vol.img" "enable vol.img" "-d vol.img ls"
 prepared
 printf 'X' | dd of=vol.img bs=1 seek=$((1024 + 0x78)) conv=notrunc status=none # the label
 all_refuse 'the superblock has a bad checksum' "${writers[@]}" "${readers[@]}" "info vol.img"
