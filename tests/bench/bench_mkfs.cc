@@ -1,14 +1,13 @@
 // mkfs.atomic4 against mke2fs on fresh sparse images, plus the zeroing of the log, for which a
-// plain direct write of as many zeros to another sparse image stands.
+// plain direct write of as many zeros to another sparse image stands. The three take turns.
 
 #include <fcntl.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
-#include <array>
+#include <algorithm>
 #include <cstdlib>
 #include <memory>
-#include <stdexcept>
+#include <vector>
 
 #include "base/unique_fd.h"
 #include "bench/bench.h"
@@ -54,12 +53,18 @@ void measure(const std::string& image, uint64_t size, int rounds) {
         ours.push_back(run_program({mkfs, "-q", "-F", image}).seconds);
     }
     run_program({our_program("atomic4ctl"), "info", image});
-    const double limit = 1.2 * median(peer) + 0.050 + median(zeroing);
+    // Round by round: the disk may be in another mood in the next.
+    std::vector<double> limit;
+    std::vector<double> share;
+    for (size_t i = 0; i < ours.size(); ++i) {
+        limit.push_back(1.2 * peer[i] + 0.050 + zeroing[i]);
+        share.push_back(ours[i] / limit[i]);
+    }
     print_row({fmt::format("mkfs {}", as_size(size)), as_seconds(median(ours)),
                as_seconds(median(peer)), as_ratio(median(ours) / median(peer)),
-               "<= " + as_seconds(limit), median(ours) <= limit,
-               fmt::format("peer mke2fs; zeroing {} of log {}", as_size(log),
-                           as_seconds(median(zeroing)))});
+               "<= " + as_seconds(median(limit)), median(share) <= 1,
+               fmt::format("peer mke2fs; zeroing {} of log {}; {:.2f} of the limit", as_size(log),
+                           as_seconds(median(zeroing)), median(share))});
     must(unlink(image.c_str()) == 0, image);
 }
 
@@ -72,7 +77,10 @@ int main(int argc, char** argv) {
         const atomic4::test::TempDir directory;
         const std::string image = directory.file("mkfs.img");
         if (form == Form::Smoke) return measure(image, kGiB, 1);
-        const int rounds = form == Form::Long ? 9 : 3;
-        for (const uint64_t size : {kGiB, kTiB, 15 * kTiB}) measure(image, size, rounds);
+        const bool is_long = form == Form::Long;
+        measure(image, kGiB, is_long ? 9 : 5);
+        measure(image, kTiB, is_long ? 9 : 3);
+        // Freeing such an image takes the host seconds.
+        measure(image, 15 * kTiB, is_long ? 5 : 2);
     });
 }
