@@ -171,10 +171,12 @@ Result<> stage_delete(Volume& volume, ext2_ino_t number) {
         if (mapping.state != MapState::Hole)
             A4_CHECK(volume.allocator().free({mapping.pblk, mapping.length}));
     }
-    // As the kernel leaves a deleted inode: no links, a time of deletion, no mapping.
+    // No links, a time of deletion, no mapping. Nor the extents flag: e2fsck takes an inode with it
+    // but without an extent header for garbage, and if half of a table block's inodes are, the
+    // others too.
     inode.i_links_count = 0;
     inode.i_dtime = static_cast<uint32_t>(time(nullptr));
-    inode.i_flags = EXT4_EXTENTS_FL;
+    inode.i_flags = 0;
     std::memset(inode.i_block, 0, sizeof inode.i_block);
     inode.i_blocks = 0;
     A4_CHECK(check_errcode(ext2fs_inode_size_set(fs, &inode, 0), what));
