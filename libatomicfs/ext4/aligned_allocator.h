@@ -39,6 +39,8 @@ class AlignedAllocator {
     Result<PblkRun> allocate(int order, Pblk goal);
     // One free block from where it spoils the least aligned space; not marked.
     Result<Pblk> choose_block(Pblk goal);
+    // Marks a chosen block.
+    Result<> take(Pblk block) { return mark({block, Blocks(1)}, true); }
     // count runs of 2^order blocks, each aligned, merged where they touch; all or nothing.
     Result<std::vector<PblkRun>> allocate_units(int order, uint64_t count, Pblk goal);
     Result<> free(PblkRun run);
