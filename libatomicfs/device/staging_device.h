@@ -27,6 +27,8 @@ class StagingDevice final : public Device {
     bool staging() const { return staging_; }
     // Ends the operation and forgets what it collected.
     void drop();
+    // Forgets one collected block.
+    void drop_block(uint64_t number) { blocks_.erase(number); }
     // The collected blocks by their number (in block_size units), to be written by the owner.
     const std::map<uint64_t, std::vector<std::byte>>& blocks() const { return blocks_; }
 

@@ -41,6 +41,8 @@ class AlignedAllocator {
     Result<Pblk> choose_block(Pblk goal);
     // Neither in use nor reserved. Outside the volume: false.
     Result<bool> is_free(Pblk block);
+    // Marks a chosen block.
+    Result<> take(Pblk block) { return mark({block, Blocks(1)}, true); }
     // count runs of 2^order blocks, each aligned, merged where they touch; all or nothing.
     Result<std::vector<PblkRun>> allocate_units(int order, uint64_t count, Pblk goal);
     Result<> free(PblkRun run);

@@ -8,7 +8,8 @@ namespace atomic4 {
 
 namespace {
 
-bool in_inode_table(ext2_filsys fs, uint64_t block) {
+// The first inode in this block, if it belongs to an inode table.
+std::optional<ext2_ino_t> first_inode_in(ext2_filsys fs, uint64_t block) {
     // With flex_bg a table may lie in any group; but always wholly, so asking the tables in turn
     // would be right and slow. The block's flex group is where mke2fs and resize2fs put it; a table
     // elsewhere only makes the block count as "tree", which is written before the inodes: safe.
@@ -17,9 +18,12 @@ bool in_inode_table(ext2_filsys fs, uint64_t block) {
     const dgrp_t first = group & ~(flex - 1);
     for (dgrp_t g = first; g < first + flex && g < fs->group_desc_count; ++g) {
         const uint64_t table = ext2fs_inode_table_loc(fs, g);
-        if (block >= table && block < table + fs->inode_blocks_per_group) return true;
+        if (block >= table && block < table + fs->inode_blocks_per_group) {
+            return static_cast<ext2_ino_t>(g * fs->super->s_inodes_per_group +
+                                           (block - table) * EXT2_INODES_PER_BLOCK(fs->super) + 1);
+        }
     }
-    return false;
+    return std::nullopt;
 }
 
 // Which node of an extent tree a block is; directory and xattr blocks are none.
@@ -32,6 +36,18 @@ Node node_kind(std::span<const std::byte> block) {
     const size_t room = (block.size() - sizeof header) / sizeof(ext3_extent);
     if (header.eh_magic != EXT3_EXT_MAGIC || header.eh_max != room) return Node::None;
     return header.eh_depth == 0 ? Node::Leaf : Node::Index;
+}
+
+// The entry of a tree's root, two levels high, that leads to this leaf.
+ext3_extent_idx* entry_for(ext2_inode& inode, uint64_t leaf) {
+    if ((inode.i_flags & EXT4_EXTENTS_FL) == 0) return nullptr;
+    auto* header = reinterpret_cast<ext3_extent_header*>(inode.i_block);
+    if (header->eh_magic != EXT3_EXT_MAGIC || header->eh_depth != 1) return nullptr;
+    auto* entry = EXT_FIRST_INDEX(header);
+    for (int i = 0; i < std::min<int>(header->eh_entries, 4); ++i, ++entry) {
+        if (entry->ei_leaf + (uint64_t{entry->ei_leaf_hi} << 32) == leaf) return entry;
+    }
+    return nullptr;
 }
 
 }  // namespace
@@ -91,15 +107,66 @@ Result<> Transaction::put_back(const std::vector<const Images*>& written, const 
     return {};
 }
 
+// The inode that this operation changes and that has the leaf right under it.
+Result<std::optional<ext2_ino_t>> Transaction::parent_inode(uint64_t leaf) {
+    ext2_filsys fs = volume_.fs();
+    for (const auto& [block, bytes] : volume_.metadata_device().blocks()) {
+        const auto first = first_inode_in(fs, block);
+        const auto count = static_cast<uint32_t>(EXT2_INODES_PER_BLOCK(fs->super));
+        for (uint32_t i = 0; first && i < count; ++i) {
+            ext2_inode inode{};
+            std::memcpy(&inode, bytes.data() + i * EXT2_INODE_SIZE(fs->super), sizeof inode);
+            if (entry_for(inode, leaf) != nullptr) return std::optional(*first + i);
+        }
+    }
+    return std::optional<ext2_ino_t>{};
+}
+
+// Gives changed leaves a new place. Returns the old ones, which are still marked as in use.
+Result<std::vector<Pblk>> Transaction::move_leaves() {
+    ext2_filsys fs = volume_.fs();
+    StagingDevice& staging = volume_.metadata_device();
+    const uint64_t block_size = volume_.block_size().value();
+    std::vector<uint64_t> leaves;
+    for (const auto& [block, bytes] : staging.blocks()) {
+        if (!volume_.block_bitmaps().newly_used(block) && !first_inode_in(fs, block) &&
+            node_kind(bytes) == Node::Leaf)
+            leaves.push_back(block);
+    }
+    std::vector<Pblk> given_up;
+    for (const uint64_t leaf : leaves) {
+        const auto number = A4_TRY(parent_inode(leaf));
+        if (!number) continue;
+        const auto place = volume_.allocator().choose_block(Pblk(leaf));
+        if (!place && place.error().code == ENOSPC) continue;
+        A4_CHECK(place);
+        const std::string what = fmt::format("inode {}", *number);
+        A4_CHECK(volume_.allocator().take(*place));
+        const std::vector<std::byte> bytes = staging.blocks().at(leaf);
+        A4_CHECK(staging.write(ByteOffset(place->value() * block_size), bytes));
+        staging.drop_block(leaf);
+        ext2_inode inode{};
+        A4_CHECK(check_errcode(ext2fs_read_inode(fs, *number, &inode), what));
+        ext3_extent_idx* entry = entry_for(inode, leaf);
+        if (entry == nullptr) return fail(EIO, "{}: its tree changed under an operation", what);
+        entry->ei_leaf = static_cast<uint32_t>(place->value());
+        entry->ei_leaf_hi = static_cast<uint16_t>(place->value() >> 32);
+        A4_CHECK(check_errcode(ext2fs_write_inode(fs, *number, &inode), what));
+        given_up.emplace_back(leaf);
+    }
+    return given_up;
+}
+
 Result<> Transaction::commit(Order order) {
     A4_CHECK(volume_.usable());
     ext2_filsys fs = volume_.fs();
     const uint64_t block_size = volume_.block_size().value();
 
     // Everything that can fail without writing, first: checksums, images of what is there now.
+    const bool freeing = order == Order::Freeing;
+    const auto given_up = freeing ? std::vector<Pblk>{} : A4_TRY(move_leaves());
     const auto block_bitmaps = A4_TRY(volume_.block_bitmaps().prepare());
     const auto inode_bitmaps = A4_TRY(volume_.inode_bitmaps().prepare());
-    const bool freeing = order == Order::Freeing;
     Images bitmaps;
     Images tree;
     Images inodes;
@@ -135,7 +202,7 @@ Result<> Transaction::commit(Order order) {
     }
     for (const auto& [block, bytes] : volume_.metadata_device().blocks()) {
         if (volume_.block_bitmaps().newly_free(block)) continue;
-        Images* images = in_inode_table(fs, block) ? &inodes : &tree;
+        Images* images = first_inode_in(fs, block) ? &inodes : &tree;
         if (!freeing && images == &tree && !volume_.block_bitmaps().newly_used(block)) {
             const Node node = node_kind(bytes);
             if (node == Node::Index) images = &old_index;
@@ -194,7 +261,24 @@ Result<> Transaction::commit(Order order) {
     volume_.block_bitmaps().committed();
     volume_.inode_bitmaps().committed();
     volume_.descriptors().committed();
-    return {};
+    if (given_up.empty()) return {};
+    return free_blocks(given_up);
+}
+
+// Nothing refers to these any more. What failed here is done already: the caller must not go on
+// with what it knew before.
+Result<> Transaction::free_blocks(const std::vector<Pblk>& blocks) {
+    Transaction transaction(volume_);
+    const auto run = [&]() -> Result<> {
+        for (const Pblk block : blocks) A4_CHECK(volume_.allocator().free({block, Blocks(1)}));
+        return transaction.commit(Order::Freeing);
+    };
+    auto done = run();
+    if (done) return {};
+    Error error = std::move(done).error();
+    error.message += "; whether replaced tree blocks are free is in doubt: check with e2fsck";
+    volume_.poison(error);
+    return fail(std::move(error));
 }
 
 }  // namespace atomic4

@@ -12,18 +12,21 @@
 //     flush                                            flush
 //   3 inodes, superblock                             3 bitmaps, group descriptors
 //     flush                                            flush
-//   4 tree blocks that were there before: index
-//     nodes, flush, leaves, flush
+//   4 index nodes that were there before,
+//     flush, leaves of deeper trees, flush
 //
 // so that no inode ever points at a block that the bitmaps call free (another file would get it),
-// and that no inode is in use without a name: a name may refer to an inode that isn't in use. 4 is
-// for a leaf that is split: its second half stands in a new leaf, and the parent names that, before
-// the old leaf gives it up. Until then both have it. Blocks that are given back are not written.
+// and that no inode is in use without a name: a name may refer to an inode that isn't in use.
+//
+// A leaf right under an inode that was there before is not written where it stands: it moves to a
+// new block, and the inode's sector switches from the old mapping to the new one; then the old
+// block is given back, in an operation of its own. A torn or half-done change of a leaf would take
+// mappings with it that have nothing to do with this operation. Deeper trees (more than 1,300
+// extents) and full volumes do without: 4 at least lets both halves of a split leaf be found.
 //
 // What a crash can leave is blocks in use that nobody owns, wrong counts, a bitmap whose checksum
-// is old, extents in two leaves, and, on a disk that tears its blocks, a torn one: e2fsck's work
-// (RECOVERY.md). Data blocks are zeroed by the caller
-// before commit(), and covered by its first flush.
+// is old, and, in a deeper tree, extents in two leaves or a torn leaf: e2fsck's work (RECOVERY.md).
+// Data blocks are zeroed by the caller before commit(), and covered by its first flush.
 //
 // If a write fails, what was written is put back, and the operation is reported as failed; if that
 // fails too, or a flush fails, the volume is poisoned ("in doubt").
@@ -47,6 +50,9 @@ class Transaction {
   private:
     using Images = std::map<uint64_t, std::span<const std::byte>>;  // block number → contents
     void abort();
+    Result<std::optional<ext2_ino_t>> parent_inode(uint64_t leaf);
+    Result<std::vector<Pblk>> move_leaves();
+    Result<> free_blocks(const std::vector<Pblk>& blocks);
     Result<> write_images(const Images& images);
     Result<> put_back(const std::vector<const Images*>& written, const Images& before);
 

@@ -114,15 +114,8 @@ bool Scenario::changes_metadata(const ModelRange& range) {
     return shape.holes || shape.unwritten || shape.beyond_eof;
 }
 
-bool Scenario::has_tree_blocks(size_t file) {
-    const FileState state = value_of(read_file(volume(), files_[file].inode), "read_file");
-    return !value_of(tree_blocks(volume(), state.number, state.inode), "tree_blocks").empty();
-}
-
 void Scenario::begin(ScenarioStep step) {
     for (const ModelRange& range : step.ranges) step.metadata |= changes_metadata(range);
-    for (const ModelRange& range : step.ranges)
-        step.tree_in_place |= step.metadata && has_tree_blocks(range.file);
     step.begin = device_.events();
     steps_.push_back(std::move(step));
 }
@@ -130,9 +123,6 @@ void Scenario::begin(ScenarioStep step) {
 void Scenario::end() {
     ScenarioStep& step = steps_.back();
     step.end = device_.events();
-    // A first tree block may have been made and then changed by the same step.
-    for (const ModelRange& range : step.ranges)
-        step.tree_in_place |= step.metadata && has_tree_blocks(range.file);
     apply(steps_.back(), files_);
 }
 
@@ -252,12 +242,6 @@ const Scenario::Expected& Scenario::expected_at(size_t events_done) {
         if (step->kind == Kind::Create) expected_.after = expected_.before;
     }
     return expected_;
-}
-
-void Scenario::image_after(size_t events_done, uint64_t fate, Image& image) {
-    const ScenarioStep* step = expected_at(events_done).in_flight;
-    device_.set_sector_size(step != nullptr && step->tree_in_place ? 4096 : kSector);
-    device_.image_after(events_done, fate, image);
 }
 
 Result<std::vector<std::byte>> read_whole(AtomicWriter& reader, const FileModel& file) {

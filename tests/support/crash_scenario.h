@@ -65,9 +65,6 @@ struct ScenarioStep {
     std::vector<ModelRange> ranges{};
     std::vector<FileModel> created{};
     bool metadata = false;  // blocks allocated, converted, or i_size changed
-    // An existing block of an extent tree is rewritten where it stands: a disk that tears it takes
-    // the file's mapping with it. Such a step is judged as on a disk with 4 KiB sectors.
-    bool tree_in_place = false;
     size_t begin = 0;  // its events are [begin, end)
     size_t end = 0;
 };
@@ -102,15 +99,12 @@ class Scenario {
         std::vector<FileModel> after;
     };
     const Expected& expected_at(size_t events_done);
-    // What a cut then leaves.
-    void image_after(size_t events_done, uint64_t fate, Image& image);
 
   private:
     void begin(ScenarioStep step);
     void end();
     void open();
     bool changes_metadata(const ModelRange& range);
-    bool has_tree_blocks(size_t file);
     static void apply(const ScenarioStep& step, std::vector<FileModel>& files);
 
     CrashDevice device_;

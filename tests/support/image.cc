@@ -107,8 +107,9 @@ Result<> ImageDevice::write_durable(ByteOffset offset, std::span<const std::byte
     return write(offset, from);
 }
 
-Result<> ImageDevice::write_atomic(ByteOffset, std::span<const std::byte>) {
-    return fail(EOPNOTSUPP, "{}: {}", name_, limits_.why_not);
+Result<> ImageDevice::write_atomic(ByteOffset offset, std::span<const std::byte> from) {
+    A4_CHECK(check_atomic_limits(limits_, offset, Bytes(from.size())).context(name_));
+    return write(offset, from);
 }
 
 Result<> ImageDevice::zero(ByteOffset offset, Bytes length) {

@@ -48,6 +48,7 @@ class ImageDevice final : public Device {
   public:
     explicit ImageDevice(Image& image) : image_(image) {}
     uint64_t changes() const { return changes_; }  // writes and zeroings
+    void set_atomic_limits(AtomicLimits limits) { limits_ = std::move(limits); }
 
     Result<> read(ByteOffset offset, std::span<std::byte> into) override;
     Result<> write(ByteOffset offset, std::span<const std::byte> from) override;
