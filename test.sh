@@ -3,7 +3,8 @@
 #
 #   ./test.sh            everything in its bounded size (what CI runs)
 #   ./test.sh --quick    the release build's tests only
-#   ./test.sh --long     the crash and fuzz-like suites in their long form too
+#   ./test.sh --lint     the release build's tests, then clang-format and clang-tidy
+#   ./test.sh --long     all of it, with the crash and fuzz-like suites in their long form too
 #
 # Needs Debian 12. As root it installs what is missing and runs the tests that mount; as another
 # user those skip, with the reason. With CI=true a skipped test is a failure.
@@ -12,10 +13,10 @@ cd "$(dirname "$(readlink -f "$0")")"
 
 mode=${1:---all}
 case $mode in
-    --all | --quick) ;;
+    --all | --quick | --lint) ;;
     --long) export ATOMIC4_LONG=1 ;;
     *)
-        echo "usage: ./test.sh [--quick|--long]" >&2
+        echo "usage: ./test.sh [--quick|--lint|--long]" >&2
         exit 2
         ;;
 esac
@@ -47,13 +48,15 @@ step "tests: release"
 run release -j "$jobs" -LE bench
 run release -L bench
 
-if [ "$mode" != --quick ]; then
+if [ "$mode" = --all ] || [ "$mode" = --long ]; then
     step "build: address and undefined-behaviour sanitizers"
     build asan
 
     step "tests: sanitizers"
-    run asan -j "$jobs" -L 'unit|crash|kernel'
+    run asan -j "$jobs" -L 'unit|privileged' -LE 'cli|bench'
+fi
 
+if [ "$mode" = --lint ] || [ "$mode" = --long ]; then
     step "format and lint"
     git ls-files '*.cc' '*.h' | xargs clang-format-19 --dry-run --Werror
     git ls-files 'libatomicfs/*.cc' 'tools/*.cc' |

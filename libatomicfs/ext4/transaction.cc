@@ -19,7 +19,7 @@ std::optional<ext2_ino_t> first_inode_in(ext2_filsys fs, uint64_t block) {
     for (dgrp_t g = first; g < first + flex && g < fs->group_desc_count; ++g) {
         const uint64_t table = ext2fs_inode_table_loc(fs, g);
         if (block >= table && block < table + fs->inode_blocks_per_group) {
-            return static_cast<ext2_ino_t>(g * fs->super->s_inodes_per_group +
+            return static_cast<ext2_ino_t>(uint64_t{g} * fs->super->s_inodes_per_group +
                                            (block - table) * EXT2_INODES_PER_BLOCK(fs->super) + 1);
         }
     }
@@ -115,7 +115,8 @@ Result<std::optional<ext2_ino_t>> Transaction::parent_inode(uint64_t leaf) {
         const auto count = static_cast<uint32_t>(EXT2_INODES_PER_BLOCK(fs->super));
         for (uint32_t i = 0; first && i < count; ++i) {
             ext2_inode inode{};
-            std::memcpy(&inode, bytes.data() + i * EXT2_INODE_SIZE(fs->super), sizeof inode);
+            std::memcpy(&inode, bytes.data() + size_t{i} * EXT2_INODE_SIZE(fs->super),
+                        sizeof inode);
             if (entry_for(inode, leaf) != nullptr) return std::optional(*first + i);
         }
     }

@@ -15,7 +15,7 @@ namespace {
 
 constexpr uint64_t kChunkBytes = uint64_t{64} << 20;
 // Of the chunks that are kept, in mappings: about 8 MiB.
-constexpr size_t kChunkCostMax = 256 * 1024;
+constexpr size_t kChunkCostMax = size_t{256} * 1024;
 constexpr size_t kCachedFiles = 256;
 
 uint64_t chunk_blocks(const Volume& volume) {

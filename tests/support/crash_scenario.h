@@ -65,7 +65,7 @@ struct ScenarioStep {
     std::vector<ModelRange> ranges{};
     std::vector<FileModel> created{};
     bool metadata = false;  // blocks allocated, converted, or i_size changed
-    size_t begin = 0;  // its events are [begin, end)
+    size_t begin = 0;       // its events are [begin, end)
     size_t end = 0;
 };
 
