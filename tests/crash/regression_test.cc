@@ -93,5 +93,25 @@ TEST(Found, ChangingALeafLosesNothing) {
     }
 }
 
+// 1 KiB blocks hold four inodes. With three deleted ones beside it, e2fsck called the fourth
+// garbage and cleared it.
+TEST(Found, DeletedInodesDontTakeTheirNeighbourWithThem) {
+    for (int before = 0; before < 4; ++before) {
+        Image image = make_ext4(4 << 20, {"-b", "1024", "-N", "64"});
+        std::mt19937_64 random(4);
+        ImageDevice device(image);
+        VolumeOptions options;
+        options.purpose = OpenFor::Write;
+        options.require_atomic4 = false;
+        const auto volume = Volume::open(borrowed(device), options);
+        ASSERT_TRUE(volume) << volume.error().message;
+        for (int i = 0; i <= before; ++i)
+            make_file(**volume, fmt::format("/file{}", i), 1024, {{0, 1}}, random);
+        ASSERT_TRUE(enable(**volume, {}));
+        ASSERT_TRUE(disable(**volume, false));
+        EXPECT_EQ(fsck_complaints(image), "");
+    }
+}
+
 }  // namespace
 }  // namespace atomic4::test
