@@ -301,23 +301,34 @@ tl::unexpected<Error> Volume::poison_by(const Error& error, const char* what) {
 
 Result<> Volume::write_gate(bool on) {
     A4_CHECK(usable());
-    auto& compat = fs_->super->s_feature_compat;
-    compat = on ? compat | kFeatureCompatAtomic4 : compat & ~kFeatureCompatAtomic4;
-    const auto run = [&]() -> Result<> {
+    bool flush_failed = false;
+    const auto flush = [&]() -> Result<> {
+        auto done = device_->flush();
+        flush_failed = !done;
+        return done;
+    };
+    const auto write = [&](bool bit) -> Result<> {
+        auto& compat = fs_->super->s_feature_compat;
+        compat = bit ? compat | kFeatureCompatAtomic4 : compat & ~kFeatureCompatAtomic4;
         // Whatever crash comes between: a copy with the gate is left as long as the volume needs
         // protection, and the volume counts as atomic4 while any copy has it.
-        if (on) {
+        if (bit) {
             A4_CHECK(write_backup_superblocks(fs_, *device_));
-            A4_CHECK(device_->flush());
+            A4_CHECK(flush());
             A4_CHECK(write_primary_superblock(fs_, *device_));
         } else {
             A4_CHECK(write_primary_superblock(fs_, *device_));
-            A4_CHECK(device_->flush());
+            A4_CHECK(flush());
             A4_CHECK(write_backup_superblocks(fs_, *device_));
         }
-        return device_->flush();
+        return flush();
     };
-    if (const auto done = run(); !done) return poison_by(done.error(), "gate bit");
+    if (auto done = write(on); !done) {
+        // A gate that was only completed is not taken away again.
+        if (flush_failed || gate_ == on || !write(gate_))
+            return poison_by(done.error(), "gate bit");
+        return std::move(done).context("gate bit");
+    }
     gate_ = on;
     for (BackupSuperblock& backup : backups_) backup = {backup.group, true, false, on};
     return {};

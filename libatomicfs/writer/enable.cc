@@ -245,7 +245,11 @@ Result<EnablePlan> enable(Volume& volume, const EnableOptions& options) {
                     volume.name(), plan.log_size);
     }
     A4_CHECK(std::move(made).context("enable"));
-    A4_CHECK(volume.write_gate(true));
+    if (auto done = volume.write_gate(true); !done) {
+        // In doubt, everything stays for the next enable to complete.
+        if (volume.usable()) A4_CHECK(remove_parts(volume).context("undoing an enable"));
+        return fail(std::move(done).error());
+    }
     return plan;
 }
 
