@@ -377,7 +377,9 @@ FaultOperation recovering() {
     operation.name = "recover";
     operation.image = scenario.device().image_after(event + 1, 0);
     operation.run = [](Device& device) -> Result<> {
-        A4_TRY(recover(borrowed(device), OnConflict::Keep));
+        const ReplayReport report = A4_TRY(recover(borrowed(device), OnConflict::Keep));
+        // Told, and the log kept.
+        if (!report.failed.empty()) return fail(EIO, "{}", report.failed.front());
         return {};
     };
     operation.right = [models = scenario.files()](Image& image) {

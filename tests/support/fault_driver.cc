@@ -60,18 +60,25 @@ class Judge {
     }
 
   private:
-    // As the next command would: recover first.
+    // As the next command would: recover first. Empty, or what kept it from being complete.
+    static std::string recovered(Image& image) {
+        ImageDevice device(image);
+        const auto done = recover(borrowed(device), OnConflict::Keep);
+        if (done) return done->failed.empty() ? std::string() : done->failed.front();
+        // An enable or disable that was not finished has no log: running it again is next.
+        const std::string& message = done.error().message;
+        return message.find("interrupted") == message.npos ? message : std::string();
+    }
+
     static std::string reopen(Image& image, bool doubt) {
         if (!raw_super(image).gate) return {};
-        ImageDevice device(image);
-        auto done = recover(borrowed(device), OnConflict::Keep);
-        // An enable or disable that was not finished has no log: running it again is next.
-        if (done || done.error().message.find("interrupted") != std::string::npos) return {};
-        if (!doubt) return "not in doubt, and yet recover says: " + done.error().message;
+        auto refused = recovered(image);
+        if (refused.empty()) return {};
+        if (!doubt) return "not in doubt, and yet recover says: " + refused;
         const Fsck fsck = e2fsck(image, {"-fy"}, &image);
         if (fsck.status > 1) return "e2fsck can't repair it: " + fsck.output;
-        done = recover(borrowed(device), OnConflict::Keep);
-        return done ? std::string() : "recover after e2fsck: " + done.error().message;
+        refused = recovered(image);
+        return refused.empty() ? refused : "recover after e2fsck: " + refused;
     }
 
     std::string complaints(const Image& image) {
