@@ -60,6 +60,10 @@ struct Case {
     What what;
 };
 
+void PrintTo(const Case& it, std::ostream* out) {
+    *out << it.name;
+}
+
 struct Start {
     Image image;
     FileModel bystander;

@@ -384,6 +384,11 @@ struct Case {
     Session::Payload payload;
 };
 
+void PrintTo(const Case& it, std::ostream* out) {
+    *out << fmt::format("block{}_{}_seed{}", it.block,
+                        it.payload == Session::Payload::Random ? "random" : "headers", it.seed);
+}
+
 std::vector<Case> cases() {
     std::vector<Case> cases;
     const uint64_t seeds = long_run() ? 12 : 2;
@@ -406,11 +411,8 @@ TEST_P(PowerCut, EveryMomentOfASession) {
     judge_every_cut(session.scenario, it.seed);
 }
 
-INSTANTIATE_TEST_SUITE_P(Sessions, PowerCut, ::testing::ValuesIn(cases()), [](const auto& info) {
-    return fmt::format("block{}_{}_seed{}", info.param.block,
-                       info.param.payload == Session::Payload::Random ? "random" : "headers",
-                       info.param.seed);
-});
+INSTANTIATE_TEST_SUITE_P(Sessions, PowerCut, ::testing::ValuesIn(cases()),
+                         ::testing::PrintToStringParamName());
 
 // A limitation. In an extent tree of more than one level (above 4 × 84 extents with 1 KiB blocks,
 // 4 × 340 with 4 KiB), a leaf that changes, because a hole is mapped or the file grows, is
