@@ -102,6 +102,12 @@ void settle(const std::string& path) {
     must(fd && fsync(fd.get()) == 0, path);
 }
 
+double quantile(std::vector<double> values, double part) {
+    if (values.empty()) throw std::runtime_error("a quantile of nothing");
+    std::ranges::sort(values);
+    return values[static_cast<size_t>(part * static_cast<double>(values.size() - 1))];
+}
+
 std::optional<std::string> why_no_mounts() {
     if (::geteuid() != 0) return "root is needed for a loop mount";
     return test::LoopDevice::why_not();

@@ -41,6 +41,7 @@ void must(bool ok, const std::string& what);
 
 double seconds();  // a steady clock
 double median(std::vector<double> values);
+double quantile(std::vector<double> values, double part);  // part: 0 … 1
 
 struct Spent {
     double seconds = 0;
