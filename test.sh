@@ -3,7 +3,6 @@
 #
 #   ./test.sh            everything in its bounded size (what CI runs)
 #   ./test.sh --quick    the release build's tests only
-#   ./test.sh --lint     the release build's tests, then clang-format and clang-tidy
 #   ./test.sh --long     all of it, with the crash and fuzz-like suites in their long form too
 #
 # Needs Debian 12. As root it installs what is missing and runs the tests that mount; as another
@@ -13,10 +12,10 @@ cd "$(dirname "$(readlink -f "$0")")"
 
 mode=${1:---all}
 case $mode in
-    --all | --quick | --lint) ;;
+    --all | --quick) ;;
     --long) export ATOMIC4_LONG=1 ;;
     *)
-        echo "usage: ./test.sh [--quick|--lint|--long]" >&2
+        echo "usage: ./test.sh [--quick|--long]" >&2
         exit 2
         ;;
 esac
@@ -48,15 +47,13 @@ step "tests: release"
 run release -j "$jobs" -LE bench
 run release -L bench
 
-if [ "$mode" = --all ] || [ "$mode" = --long ]; then
+if [ "$mode" != --quick ]; then
     step "build: address and undefined-behaviour sanitizers"
     build asan
 
     step "tests: sanitizers"
     run asan -j "$jobs" -L 'unit|privileged' -LE 'cli|bench'
-fi
 
-if [ "$mode" = --lint ] || [ "$mode" = --long ]; then
     step "format and lint"
     git ls-files '*.cc' '*.h' | xargs clang-format-19 --dry-run --Werror
     git ls-files 'libatomicfs/*.cc' 'tools/*.cc' |

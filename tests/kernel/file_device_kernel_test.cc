@@ -156,7 +156,7 @@ TEST_F(FileDeviceKernel, AWriteProtectedDevice) {
 TEST_F(FileDeviceKernel, ALoopDeviceSaysWhyItHasNoAtomicWrites) {
     const LoopDevice loop(image(kMiB));
     const auto device = open(loop.path());
-    if (device->atomic_limits().supported()) GTEST_SKIP() << "this kernel's loop devices can";
+    if (device->atomic_limits().supported()) A4_SKIP("this kernel's loop devices can");
     EXPECT_FALSE(device->atomic_limits().why_not.empty());
     EXPECT_EQ(device->write_atomic(ByteOffset(0), filled(4096, 1)).error().code, EOPNOTSUPP);
     EXPECT_FALSE(partition_start(device->fd()).has_value());

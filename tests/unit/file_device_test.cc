@@ -14,6 +14,7 @@
 #include <fstream>
 #include <functional>
 
+#include "support/privileged.h"
 #include "support/bytes.h"
 #include "support/command.h"
 #include "support/device_shadow.h"
@@ -152,7 +153,7 @@ TEST_F(FileDeviceTest, RefusesWhatIsBeyondItsEnd) {
 
 TEST_F(FileDeviceTest, NoAtomicWriteWithoutSupport) {
     const auto device = open_image(8192);
-    if (device->atomic_limits().supported()) GTEST_SKIP() << "this file system can";
+    if (device->atomic_limits().supported()) A4_SKIP("this file system can");
     const auto result = device->write_atomic(ByteOffset(0), filled(4096, 1));
     EXPECT_EQ(result.error().code, EOPNOTSUPP);
     EXPECT_NE(result.error().message.find(device->atomic_limits().why_not), std::string::npos);

@@ -169,7 +169,7 @@ TEST_F(InodePrealloc, WindowIsNotServedWhereItIsInTheWay) {
                 first.start + Blocks(4) <= large.start);
 }
 
-// The RFC's open TODO: the normalised size can't be had, the request itself can.
+// What the RFC left open: the normalised size can't be had, the request itself can.
 TEST_F(InodePrealloc, FallsBackToTheOriginalSize) {
     open(8 << 20, {"-b", "1024"});
     leave_only_runs(2, 3);
