@@ -3,8 +3,8 @@
 // A write into a hole reserves a larger aligned window, so that the writes that follow get
 // neighbouring blocks. The window is aligned in the file and on the device alike; a later request
 // is served from it only where the device block is aligned for that request. If the window can't be
-// had, the original size is tried (which the RFC left open), then, with everybody's windows given back,
-// once more; then it is ENOSPC.
+// had, the original size is tried (which the RFC left open), then, with everybody's windows given
+// back, once more; then it is ENOSPC.
 //
 // Windows live in memory only: what is unused goes back by being forgotten.
 #pragma once

@@ -14,11 +14,11 @@
 #include <fstream>
 #include <functional>
 
-#include "support/privileged.h"
 #include "support/bytes.h"
 #include "support/command.h"
 #include "support/device_shadow.h"
 #include "support/failing_syscalls.h"
+#include "support/privileged.h"
 
 namespace atomic4::test {
 namespace {
