@@ -193,7 +193,10 @@ Result<> Volume::load() {
         bool everywhere = gate_in_primary();
         for (const BackupSuperblock& backup : backups_)
             everywhere = everywhere && (backup.gate || !backup.valid);
-        if (!everywhere) A4_CHECK(write_gate(true));
+        if (!everywhere) {
+            A4_CHECK(write_gate(true));
+            gate_completed_ = true;
+        }
     }
     return {};
 }

@@ -67,6 +67,8 @@ class Volume {
 
     bool gate() const { return gate_; }
     bool gate_in_primary() const;
+    // The opening has put the gate bit back into copies that lacked it.
+    bool gate_completed() const { return gate_completed_; }
     const std::vector<BackupSuperblock>& backups() const { return backups_; }
     const std::optional<VolumeAttr>& attr() const { return attr_; }
     // Why attr() is empty although the attribute exists.
@@ -118,6 +120,7 @@ class Volume {
     IoAdapter adapter_;
     ext2_filsys fs_ = nullptr;
     bool gate_ = false;
+    bool gate_completed_ = false;
     std::vector<BackupSuperblock> backups_;
     std::optional<VolumeAttr> attr_;
     std::optional<Error> attr_error_;

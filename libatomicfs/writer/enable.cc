@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "base/random.h"
+#include "base/size_parse.h"
 #include "base/text.h"
 #include "ext4/errcode.h"
 #include "ext4/format.h"
@@ -78,6 +79,22 @@ Result<bool> is_unfinished(Volume& volume, const Entry& directory) {
     return has_log;
 }
 
+// What remove_parts will remove must be ours: looked at before anything is changed.
+Result<> check_parts(Volume& volume) {
+    const auto directory = A4_TRY(find(volume, EXT2_ROOT_INO, kDirectoryName));
+    if (!directory || directory->dangling()) return {};
+    if (!LINUX_S_ISDIR(directory->inode.i_mode))
+        return fail(EEXIST, "/{} exists and is not a directory: move it away", kDirectoryName);
+    for (const char* name : {kLogName, kLockName}) {
+        const auto file = A4_TRY(find(volume, directory->number, name));
+        if (file && !file->dangling() && !LINUX_S_ISREG(file->inode.i_mode)) {
+            return fail(EEXIST, "/{}/{} exists and is not a regular file: move it away",
+                        kDirectoryName, name);
+        }
+    }
+    return {};
+}
+
 Result<> stage_remove(Volume& volume, ext2_ino_t directory, const char* name, const Entry& entry) {
     A4_CHECK(unlink_name(volume, {directory, name}, entry.number));
     if (entry.dangling()) return {};
@@ -95,6 +112,7 @@ Result<> stage_remove(Volume& volume, ext2_ino_t directory, const char* name, co
 // In three operations, each of which can be interrupted and run again. The attribute goes first:
 // whoever meets a gate without it is told to run this again, and nobody looks for the log.
 Result<> remove_parts(Volume& volume) {
+    A4_CHECK(check_parts(volume));
     {
         Transaction transaction(volume);
         A4_CHECK(volume.stage_attr(std::nullopt));
@@ -103,8 +121,6 @@ Result<> remove_parts(Volume& volume) {
     const auto directory = A4_TRY(find(volume, EXT2_ROOT_INO, kDirectoryName));
     if (!directory) return {};
     if (!directory->dangling()) {
-        if (!LINUX_S_ISDIR(directory->inode.i_mode))
-            return fail(EEXIST, "/{} exists and is not a directory: move it away", kDirectoryName);
         Transaction transaction(volume);
         for (const char* name : {kLogName, kLockName}) {
             const auto file = A4_TRY(find(volume, directory->number, name));
@@ -171,6 +187,17 @@ Result<> make_parts(Volume& volume, const EnablePlan& plan, Bytes log_unit) {
     return transaction.commit();
 }
 
+// Unit and log stay as they are: what is asked for must agree with them.
+Result<> check_same(const Volume& volume, const EnablePlan& there, const EnableOptions& options) {
+    const bool same = (options.unit == Bytes(0) || options.unit == there.unit) &&
+                      options.log_size.value_or(there.log_size) == there.log_size;
+    if (same) return {};
+    return fail(EEXIST,
+                "{}: atomic4 is there already, with unit {} and a redo log of {}: disable it, then "
+                "enable it with others",
+                volume.name(), format_size(there.unit), format_size(there.log_size));
+}
+
 }  // namespace
 
 Bytes default_log_size(Bytes volume_size) {
@@ -201,7 +228,9 @@ Result<EnablePlan> plan_enable(Bytes block_size, Bytes volume_size, const Enable
 }
 
 Result<EnablePlan> enable(Volume& volume, const EnableOptions& options) {
-    if (volume.gate() && volume.attr() && volume.gate_in_primary())
+    A4_CHECK(volume.usable());
+    const bool enabled = volume.gate() && volume.attr() && volume.gate_in_primary();
+    if (enabled && !volume.gate_completed())
         return fail(EEXIST, "{}: atomic4 is enabled already", volume.name());
     if (volume.attr_error() && volume.attr_error()->code == EOPNOTSUPP)
         return fail(Error(*volume.attr_error()));
@@ -214,9 +243,12 @@ Result<EnablePlan> enable(Volume& volume, const EnableOptions& options) {
         const auto contents = log ? read_log(**log, volume.attr()->log_id)
                                   : Result<LogContents>(tl::unexpect, log.error());
         if (contents) {
-            A4_CHECK(volume.write_gate(true));
-            return EnablePlan{volume.attr()->unit, contents->superblock.log_size};
+            const EnablePlan there{volume.attr()->unit, contents->superblock.log_size, true};
+            A4_CHECK(check_same(volume, there, options));
+            if (!enabled) A4_CHECK(volume.write_gate(true));
+            return there;
         }
+        if (enabled) return fail(Error(contents.error()));
         // Neither what can't be read now, nor what is no longer readable, is ours to throw away.
         if (contents.error().code == EIO || volume.needs_replay())
             return fail(Error(contents.error()));
@@ -267,6 +299,7 @@ Result<DisableReport> disable(Volume& volume, bool force) {
         log == 0 && directory && LINUX_S_ISDIR(directory->inode.i_mode) && !directory->dangling()) {
         if (const auto file = A4_TRY(find(volume, directory->number, kLogName))) log = file->number;
     }
+    A4_CHECK(check_parts(volume).context(volume.name()));
     DisableReport report;
     for (const ext2_ino_t inode : A4_TRY(find_atomic_inodes(volume))) {
         if (inode != log) report.released.push_back(inode);

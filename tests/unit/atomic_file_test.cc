@@ -675,7 +675,9 @@ TEST(Enable, AfterInterruption) {
         // A read-write opening completes what the backups say.
         Opened o(image, false);
         EXPECT_TRUE(o.volume->gate_in_primary());
-        EXPECT_EQ(code_of(enable(*o.volume, {})), EEXIST);
+        EXPECT_TRUE(must(enable(*o.volume, {})).completed);
+        // Not a second time.
+        EXPECT_EQ(code_of(enable(*open_volume(o.memory), {})), EEXIST);
     }
     std::vector<size_t> copies;
     {
@@ -689,7 +691,22 @@ TEST(Enable, AfterInterruption) {
     EXPECT_FALSE(o.volume->gate());
     const auto old_id = o.volume->attr()->log_id;
     const uint64_t free = o.free_blocks();
-    must(enable(*o.volume, {}));
+    // With another unit or log it would not be this one.
+    for (const auto& [unit, log_size] : {std::pair{65536, 262144}, {16384, 524288}}) {
+        EnableOptions other;
+        other.unit = Bytes(unit);
+        other.log_size = Bytes(log_size);
+        const Image before = o.image();
+        const auto refused = enable(*o.volume, other);
+        EXPECT_EQ(code_of(refused), EEXIST);
+        EXPECT_THAT(message_of(refused),
+                    HasSubstr("with unit 16K and a redo log of 256K: disable it, then enable"));
+        EXPECT_TRUE(o.image() == before);
+    }
+    EnableOptions same;
+    same.unit = Bytes(16384);
+    same.log_size = Bytes(262144);
+    EXPECT_TRUE(must(enable(*o.volume, same)).completed);
     // The log is kept: it may hold acknowledged writes.
     EXPECT_EQ(o.volume->attr()->log_id, old_id);
     EXPECT_EQ(o.free_blocks(), free);
@@ -702,6 +719,19 @@ TEST(Disable, LeavesTheUsersThingsInTheDirectory) {
     EXPECT_TRUE(lookup(*o.volume, "/.atomic4/mine"));
     EXPECT_EQ(code_of(lookup(*o.volume, "/.atomic4/log")), ENOENT);
     EXPECT_EQ(fsck_complaints(o.image()), "");
+}
+
+// Something else has one of our names: nothing is removed, not even the flags of atomic files.
+TEST(Disable, RefusedOverOthersThings) {
+    for (const char* command : {"mkdir /.atomic4/lock", "symlink /.atomic4/lock x"}) {
+        Opened o(debugfs(dirty(), {"rm /.atomic4/lock", command}));
+        must(create_atomic_file(*o.volume, "/db", {Bytes(4096), Bytes(4096)}));
+        const Image before = o.image();
+        const auto refused = disable(*o.volume, true);
+        EXPECT_EQ(code_of(refused), EEXIST);
+        EXPECT_THAT(message_of(refused), HasSubstr("/.atomic4/lock exists and is not a regular"));
+        EXPECT_TRUE(o.image() == before);
+    }
 }
 
 // One failed write, undone: what is in memory says the same as the disk.
