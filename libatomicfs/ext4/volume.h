@@ -74,6 +74,8 @@ class Volume {
     // Why attr() is empty although the attribute exists.
     const std::optional<Error>& attr_error() const { return attr_error_; }
     bool needs_replay() const;
+    // /.atomic4/lock, 0 if there is none. Looked up once.
+    Result<ext2_ino_t> lock_inode();
 
     // Sets the gate bit durably in every copy, backups first (enable), or clears it, backups last.
     Result<> write_gate(bool on);
@@ -124,6 +126,7 @@ class Volume {
     std::vector<BackupSuperblock> backups_;
     std::optional<VolumeAttr> attr_;
     std::optional<Error> attr_error_;
+    std::optional<ext2_ino_t> lock_inode_;
     std::optional<Error> poisoned_;
     std::optional<GroupDescriptors> descriptors_;
     std::unique_ptr<GroupBitmaps> block_bitmaps_;
