@@ -52,25 +52,43 @@ Result<> touch_directory(Volume& volume, ext2_ino_t directory) {
     return check_errcode(ext2fs_write_inode(volume.fs(), directory, &inode), "directory");
 }
 
+// libext2fs would look for the empty name between two slashes.
+std::string single_slashes(const std::string& path) {
+    std::string text;
+    for (const char c : path) {
+        if (c != '/' || !text.ends_with('/')) text += c;
+    }
+    return text;
+}
+
 }  // namespace
 
 Result<ext2_ino_t> lookup(Volume& volume, const std::string& path) {
-    ext2_ino_t inode = 0;
-    const errcode_t code =
-        ext2fs_namei_follow(volume.fs(), EXT2_ROOT_INO, EXT2_ROOT_INO, path.c_str(), &inode);
+    ext2_ino_t number = 0;
+    if (path.empty()) return fail(ENOENT, "the path is empty");
+    const errcode_t code = ext2fs_namei_follow(volume.fs(), EXT2_ROOT_INO, EXT2_ROOT_INO,
+                                               single_slashes(path).c_str(), &number);
     A4_CHECK(check_errcode(code, path));
-    return inode;
+    if (path.ends_with('/')) {
+        ext2_inode inode{};
+        A4_CHECK(check_errcode(ext2fs_read_inode(volume.fs(), number, &inode), path));
+        if (!LINUX_S_ISDIR(inode.i_mode)) return fail(ENOTDIR, "{}: not a directory", path);
+    }
+    return number;
 }
 
 Result<NewName> lookup_new(Volume& volume, const std::string& path) {
-    std::string trimmed = path;
-    while (trimmed.size() > 1 && trimmed.back() == '/') trimmed.pop_back();
+    std::string trimmed = single_slashes(path);
+    const bool directory = trimmed.size() > 1 && trimmed.ends_with('/');
+    if (directory) trimmed.pop_back();
     const size_t slash = trimmed.rfind('/');
     const std::string parent = slash == trimmed.npos ? "/" : trimmed.substr(0, slash + 1);
     NewName where;
     where.name = slash == trimmed.npos ? trimmed : trimmed.substr(slash + 1);
     if (where.name.empty() || where.name == "." || where.name == "..")
         return fail(EINVAL, "{}: not a name for a file", path);
+    if (directory)
+        return fail(EISDIR, "{}: names a directory, because of the slash at its end", path);
     if (where.name.size() > EXT2_NAME_LEN)
         return fail(ENAMETOOLONG, "{}: a name has at most {} bytes", path, EXT2_NAME_LEN);
     where.directory = A4_TRY(lookup(volume, parent).context(path));

@@ -129,6 +129,20 @@ TEST(CreateFile, Attributes) {
     }
 }
 
+// As for the kernel: repeated slashes are one, and what a slash follows is a directory.
+TEST(Paths, Slashes) {
+    Opened o(debugfs(dirty(), {"mkdir /dir", "symlink /to_dir /dir"}));
+    const auto file = must(create_atomic_file(*o.volume, "//dir///f", {Bytes(0), Bytes(4096)}));
+    for (const char* path : {"/dir/f", "//dir//f", "dir/f", "/to_dir//f", "/./dir/.//f"})
+        EXPECT_EQ(must(lookup(*o.volume, path)), file) << path;
+    for (const char* path : {"/dir", "/dir/", "//dir//", "/to_dir/"})
+        EXPECT_EQ(must(lookup(*o.volume, path)), must(lookup(*o.volume, "/dir"))) << path;
+    for (const char* path : {"/", "//", "///"})
+        EXPECT_EQ(must(lookup(*o.volume, path)), EXT2_ROOT_INO) << path;
+    EXPECT_EQ(code_of(lookup(*o.volume, "/dir/f/")), ENOTDIR);
+    EXPECT_EQ(code_of(lookup(*o.volume, "")), ENOENT);
+}
+
 TEST(CreateFile, Errors) {
     Opened o(debugfs(dirty(), {"mkdir /dir", "symlink /loop /loop", "symlink /to_dir /dir",
                                "symlink /dir/up ../dir", "symlink /dangling /nowhere"}));
@@ -151,6 +165,11 @@ TEST(CreateFile, Errors) {
                            {"", EINVAL},
                            {"/.", EINVAL},
                            {"/dir/..", EINVAL},
+                           {"/new/", EISDIR},
+                           {"/new//", EISDIR},
+                           {"/dir/", EISDIR},
+                           {"/file/", EISDIR},
+                           {"//dir//file/f", ENOENT},
                            {"/" + std::string(256, 'x'), ENAMETOOLONG}}) {
         const auto made = create_atomic_file(*o.volume, row.path, file);
         EXPECT_EQ(code_of(made), row.code) << row.path << ": " << message_of(made);
