@@ -186,6 +186,7 @@ Result<> stage_delete(Volume& volume, ext2_ino_t number) {
 
 Result<ext2_ino_t> create_atomic_file(Volume& volume, const std::string& path,
                                       const NewFile& file) {
+    A4_CHECK(volume.usable().context(path));
     A4_CHECK(check_unit(volume, file.unit));
     const NewName where = A4_TRY(lookup_new(volume, path));
     Transaction transaction(volume);

@@ -274,6 +274,7 @@ Result<> make_ready(Volume& volume, const FileState& file, ByteOffset offset, By
                     Bytes align) {
     const uint64_t block = volume.block_size().value();
     if (length.value() == 0) return {};
+    A4_CHECK(volume.usable());
     if ((offset + length).value() / block > kMaxBlocks - kMaxBlocks % 4096)
         return fail(EFBIG, "offset {}: a file ends before block {}", offset, kMaxBlocks);
     const Lblk first(offset.value() / block);

@@ -143,6 +143,17 @@ TEST(Paths, Slashes) {
     EXPECT_EQ(code_of(lookup(*o.volume, "")), ENOENT);
 }
 
+// Not even zeros are written through a volume that is in doubt.
+TEST(CreateFile, OnAPoisonedVolume) {
+    Opened o(dirty());
+    const Image before = o.image();
+    o.volume->poison(Error{EIO, "in doubt, as after a failed flush"});
+    const auto made = create_atomic_file(*o.volume, "/new", {Bytes(65536), Bytes(4096)});
+    EXPECT_EQ(code_of(made), EIO);
+    EXPECT_THAT(message_of(made), HasSubstr("in doubt"));
+    EXPECT_TRUE(o.image() == before);
+}
+
 TEST(CreateFile, Errors) {
     Opened o(debugfs(dirty(), {"mkdir /dir", "symlink /loop /loop", "symlink /to_dir /dir",
                                "symlink /dir/up ../dir", "symlink /dangling /nowhere"}));
