@@ -216,7 +216,8 @@ Result<> release_file(Volume& volume, ext2_ino_t number) {
     return transaction.commit();
 }
 
-Result<std::vector<ext2_ino_t>> find_atomic_inodes(Volume& volume) {
+Result<std::vector<ext2_ino_t>> find_atomic_inodes(Volume& volume,
+                                                   std::vector<ext2_ino_t>* damaged) {
     constexpr int kBufferBlocks = 128;
     ext2_inode_scan scan = nullptr;
     A4_CHECK(
@@ -225,7 +226,14 @@ Result<std::vector<ext2_ino_t>> find_atomic_inodes(Volume& volume) {
     ext2_ino_t number = 0;
     ext2_inode inode{};
     errcode_t code = 0;
-    while ((code = ext2fs_get_next_inode(scan, &number, &inode)) == 0 && number != 0) {
+    for (;;) {
+        code = ext2fs_get_next_inode(scan, &number, &inode);
+        // The scan stands behind it and can go on.
+        if (code == EXT2_ET_INODE_CSUM_INVALID && damaged != nullptr) {
+            damaged->push_back(number);
+            continue;
+        }
+        if (code != 0 || number == 0) break;
         if (inode.i_links_count != 0 && LINUX_S_ISREG(inode.i_mode) &&
             (inode.i_flags & kInodeFlagAtomic) != 0)
             found.push_back(number);

@@ -141,13 +141,19 @@ Result<std::map<ext2_ino_t, std::string>> paths_of(Volume& volume, std::set<ext2
         const auto [directory, prefix] = std::move(to_visit.back());
         to_visit.pop_back();
         if (!seen.insert(directory).second || prefix.size() > kMaxPath) continue;
-        for (const DirectoryEntry& entry : A4_TRY(list(volume, directory))) {
+        const auto entries = list(volume, directory);
+        if (!entries && entries.error().code == EUCLEAN) continue;
+        A4_CHECK(entries);
+        for (const DirectoryEntry& entry : *entries) {
             const std::string path = prefix + "/" + entry.name;
             if (inodes.erase(entry.inode) > 0) paths[entry.inode] = path;
             if (entry.inode == 0 || entry.inode > volume.fs()->super->s_inodes_count) continue;
             if (entry.type != EXT2_FT_DIR && entry.type != EXT2_FT_UNKNOWN) continue;
             ext2_inode inode{};
-            A4_CHECK(check_errcode(ext2fs_read_inode(volume.fs(), entry.inode, &inode), path));
+            const auto read =
+                check_errcode(ext2fs_read_inode(volume.fs(), entry.inode, &inode), path);
+            if (!read && read.error().code == EUCLEAN) continue;
+            A4_CHECK(read);
             if (LINUX_S_ISDIR(inode.i_mode)) to_visit.emplace_back(entry.inode, path);
         }
     }

@@ -25,7 +25,8 @@ Result<NewName> lookup_new(Volume& volume, const std::string& path);
 Result<> link_name(Volume& volume, const NewName& where, ext2_ino_t inode, int file_type);
 Result<> unlink_name(Volume& volume, const NewName& where, ext2_ino_t inode);
 
-// One path for each of these inodes, as far as they have one, by walking the tree.
+// One path for each of these inodes, as far as they have one, by walking the tree. Damaged
+// directories are passed over.
 Result<std::map<ext2_ino_t, std::string>> paths_of(Volume& volume, std::set<ext2_ino_t> inodes);
 
 }  // namespace atomic4
