@@ -3,11 +3,11 @@
 #include <bit>
 #include <charconv>
 #include <cstring>
-#include <ctime>
 
 #include "base/random.h"
 #include "ext4/errcode.h"
 #include "ext4/format.h"
+#include "ext4/inode_time.h"
 #include "ext4/path.h"
 #include "ext4/transaction.h"
 #include "ext4/xattr.h"
@@ -26,34 +26,20 @@ std::optional<Bytes> parse_unit(const std::optional<std::string>& text) {
     return Bytes(value);
 }
 
-// A whole on-disk inode, as big as this volume's are.
-class FullInode {
-  public:
-    explicit FullInode(ext2_filsys fs) : bytes_(EXT2_INODE_SIZE(fs->super)) {}
-    ext2_inode* core() { return reinterpret_cast<ext2_inode*>(bytes_.data()); }
-    ext2_inode_large* large() { return reinterpret_cast<ext2_inode_large*>(bytes_.data()); }
-    int size() const { return static_cast<int>(bytes_.size()); }
-
-  private:
-    std::vector<std::byte> bytes_;
-};
-
 void fill_new_inode(ext2_filsys fs, FullInode& full, uint16_t mode, uint32_t uid, uint32_t gid) {
     ext2_inode& inode = *full.core();
-    const auto now = static_cast<uint32_t>(fs->now ? fs->now : time(nullptr));
     inode.i_mode = mode;
     inode.i_uid = static_cast<uint16_t>(uid);
     ext2fs_set_i_uid_high(inode, static_cast<uint16_t>(uid >> 16));
     inode.i_gid = static_cast<uint16_t>(gid);
     ext2fs_set_i_gid_high(inode, static_cast<uint16_t>(gid >> 16));
-    inode.i_atime = inode.i_ctime = inode.i_mtime = now;
     inode.i_flags = EXT4_EXTENTS_FL;
     inode.i_generation = random_nonzero_u32();
     if (full.size() > EXT2_GOOD_OLD_INODE_SIZE) {
         full.large()->i_extra_isize = static_cast<uint16_t>(std::max<uint32_t>(
             fs->super->s_want_extra_isize, sizeof(ext2_inode_large) - EXT2_GOOD_OLD_INODE_SIZE));
-        full.large()->i_crtime = now;
     }
+    set_times(full, kTimeAccessed | kTimeChanged | kTimeModified | kTimeCreated, time_now(fs));
 }
 
 }  // namespace
@@ -175,7 +161,7 @@ Result<> stage_delete(Volume& volume, ext2_ino_t number) {
     // but without an extent header for garbage, and if half of a table block's inodes are, the
     // others too.
     inode.i_links_count = 0;
-    inode.i_dtime = static_cast<uint32_t>(time(nullptr));
+    inode.i_dtime = static_cast<uint32_t>(time_now(fs).seconds);
     inode.i_flags = 0;
     std::memset(inode.i_block, 0, sizeof inode.i_block);
     inode.i_blocks = 0;
@@ -211,8 +197,7 @@ Result<> release_file(Volume& volume, ext2_ino_t number) {
     const std::string what = fmt::format("inode {}", number);
     A4_CHECK(check_errcode(ext2fs_read_inode(fs, number, &inode), what));
     inode.i_flags &= ~kInodeFlagAtomic;
-    inode.i_ctime = static_cast<uint32_t>(time(nullptr));
-    A4_CHECK(check_errcode(ext2fs_write_inode(fs, number, &inode), what));
+    A4_CHECK(write_inode_now(fs, number, inode, kTimeChanged, what));
     return transaction.commit();
 }
 

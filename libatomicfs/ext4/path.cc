@@ -1,9 +1,9 @@
 #include "ext4/path.h"
 
-#include <ctime>
 #include <vector>
 
 #include "ext4/errcode.h"
+#include "ext4/inode_time.h"
 
 namespace atomic4 {
 
@@ -48,8 +48,8 @@ Result<std::vector<DirectoryEntry>> list(Volume& volume, ext2_ino_t directory) {
 Result<> touch_directory(Volume& volume, ext2_ino_t directory) {
     ext2_inode inode{};
     A4_CHECK(check_errcode(ext2fs_read_inode(volume.fs(), directory, &inode), "directory"));
-    inode.i_mtime = inode.i_ctime = static_cast<uint32_t>(time(nullptr));
-    return check_errcode(ext2fs_write_inode(volume.fs(), directory, &inode), "directory");
+    return write_inode_now(volume.fs(), directory, inode, kTimeChanged | kTimeModified,
+                           "directory");
 }
 
 // libext2fs would look for the empty name between two slashes.
