@@ -24,6 +24,7 @@ constexpr uint64_t kMiB = 1024 * kKiB;
 // Log sizes are multiples of this: whole log blocks, whole default units.
 constexpr uint64_t kLogStep = 64 * kKiB;
 constexpr uint64_t kZeroPiece = 4 * kMiB;
+constexpr uint16_t kDirectoryMode = 0700;
 
 struct Entry {
     ext2_ino_t number = 0;
@@ -59,24 +60,25 @@ Result<std::vector<std::string>> names_in(Volume& volume, ext2_ino_t directory) 
     return names;
 }
 
-// Whether a /.atomic4 that nothing else points to is from an enable that was interrupted, and not
-// the user's: it holds a log and perhaps a lock file, as enable makes them, and nothing else.
+// Whether a /.atomic4 that nothing else points to is from an interrupted enable or disable, and not
+// the user's: nothing is in it but a log and a lock file, as enable makes them; if the log is gone,
+// it must at least have the directory's own mode.
 Result<bool> is_unfinished(Volume& volume, const Entry& directory) {
     if (directory.dangling()) return true;
     if (!LINUX_S_ISDIR(directory.inode.i_mode)) return false;
-    bool has_log = false;
+    bool ours = (directory.inode.i_mode & 07777) == kDirectoryMode;
     for (const std::string& name : A4_TRY(names_in(volume, directory.number))) {
         const auto entry = A4_TRY(find(volume, directory.number, name));
         if (!entry) return false;
         const ext2_inode& inode = entry->inode;
         if (name == kLogName) {
-            has_log = true;
+            ours = true;
             if (!entry->dangling() && (inode.i_flags & kInodeFlagAtomic) == 0) return false;
         } else if (name != kLockName || (!entry->dangling() && EXT2_I_SIZE(&inode) != 0)) {
             return false;
         }
     }
-    return has_log;
+    return ours;
 }
 
 // What remove_parts will remove must be ours: looked at before anything is changed.
@@ -158,7 +160,7 @@ Result<> write_zeros(Device& device) {
 Result<> make_parts(Volume& volume, const EnablePlan& plan, Bytes log_unit) {
     Transaction transaction(volume);
     const StagedFile directory =
-        A4_TRY(stage_directory(volume, EXT2_ROOT_INO, kDirectoryName, 0700));
+        A4_TRY(stage_directory(volume, EXT2_ROOT_INO, kDirectoryName, kDirectoryMode));
     NewFile log_file;
     log_file.size = plan.log_size;
     log_file.unit = log_unit;
@@ -287,11 +289,13 @@ Result<EnablePlan> enable(Volume& volume, const EnableOptions& options) {
 
 Result<DisableReport> disable(Volume& volume, bool force) {
     if (!volume.gate()) {
-        // The last thing that disable does is to write the backups.
-        if (std::ranges::none_of(volume.backups(), &BackupSuperblock::torn))
+        // The last thing that disable does is to write the backups; and e2fsck, where it was needed
+        // in between, takes the gate away before the rest is gone.
+        const auto left = A4_TRY(find(volume, EXT2_ROOT_INO, kDirectoryName));
+        const bool unfinished =
+            left && !volume.attr() && !volume.attr_error() && A4_TRY(is_unfinished(volume, *left));
+        if (!unfinished && std::ranges::none_of(volume.backups(), &BackupSuperblock::torn))
             return fail(EINVAL, "{}: atomic4 is not enabled", volume.name());
-        A4_CHECK(volume.write_gate(false));
-        return DisableReport{};
     }
     // After an interrupted disable the log may be there without the attribute.
     ext2_ino_t log = volume.attr() ? volume.attr()->log_inode : 0;

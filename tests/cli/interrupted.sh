@@ -79,9 +79,10 @@ disable_again() {
     debugfs -n -w -R "feature -FEATURE_C28" vol.img >/dev/null 2>&1
     e2fsck -fy vol.img >fsck.out 2>&1 || status=$?
     [ $status -le 1 ] || die "e2fsck -fy: exit status $status: $(cat fsck.out)"
-    # Attribute and gate gone, but not the directory: then it is the user's to remove.
+    capture atomic4ctl disable --force vol.img
+    [ "$STATUS" -eq 0 ] || grep -q 'is not enabled' "$ERR" || die "at last: $(cat "$ERR")"
     mount_image vol.img mnt
-    rm -rf mnt/.atomic4
+    [ ! -e mnt/.atomic4 ] || die "/.atomic4 is still there"
     umount mnt
     kernel_roundtrip vol.img keep=keep
     expect_ok atomic4ctl enable vol.img

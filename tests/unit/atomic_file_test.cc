@@ -697,6 +697,25 @@ TEST(Disable, AfterInterruption) {
     EXPECT_TRUE(open_for_writing(borrowed(o.memory)));
 }
 
+// The same, with e2fsck in between, which takes the gate away: what is left goes all the same.
+TEST(Disable, AfterInterruptionAndE2fsck) {
+    const std::vector<std::vector<std::string>> states{
+        {"ea_rm / trusted.atomic4.volume"},
+        {"ea_rm / trusted.atomic4.volume", "rm /.atomic4/log"},
+        {"ea_rm / trusted.atomic4.volume", "rm /.atomic4/log", "rm /.atomic4/lock"}};
+    for (const auto& state : states) {
+        Image left = debugfs(dirty(), state);
+        for (const size_t at : {kSuperOffset, size_t{8193} * 1024})
+            edit_super(left, [](auto& s) { s.s_feature_compat &= ~kFeatureCompatAtomic4; }, at);
+        for (const char* path : {"/mine", ""}) {
+            Opened o(*path == 0 ? left : debugfs(left, {"mkdir /.atomic4/mine"}), false);
+            EXPECT_EQ(code_of(disable(*o.volume, false)), *path == 0 ? 0 : EINVAL);
+            EXPECT_EQ(lookup(*o.volume, "/.atomic4").has_value(), *path != 0);
+            EXPECT_EQ(fsck_complaints(o.image()), "");
+        }
+    }
+}
+
 // Interrupted between parts and gate while enabling; or only the backups have the gate.
 TEST(Enable, AfterInterruption) {
     Image image = dirty("1024", {"-g", "1024"});
