@@ -1,6 +1,7 @@
 #include "check/volume_check.h"
 
 #include <algorithm>
+#include <set>
 
 #include "base/text.h"
 #include "ext4/format.h"
@@ -203,13 +204,20 @@ Result<CheckReport> check_volume(Volume& volume) {
     Checker checker(volume, report);
     checker.check_gate();
     checker.check_log();
-    const auto inodes = A4_TRY(find_atomic_inodes(volume));
-    const auto paths = A4_TRY(paths_of(volume, {inodes.begin(), inodes.end()}));
-    for (const ext2_ino_t inode : inodes) {
+    std::vector<ext2_ino_t> damaged;
+    const auto inodes = A4_TRY(find_atomic_inodes(volume, &damaged));
+    std::set<ext2_ino_t> named(inodes.begin(), inodes.end());
+    named.insert(damaged.begin(), damaged.end());
+    const auto paths = A4_TRY(paths_of(volume, std::move(named)));
+    const auto where = [&](ext2_ino_t inode) {
         const auto path = paths.find(inode);
-        A4_CHECK(checker.check_file(
-            inode, path == paths.end() ? fmt::format("inode {}", inode) : path->second));
+        return path == paths.end() ? fmt::format("inode {}", inode) : path->second;
+    };
+    for (const ext2_ino_t inode : damaged) {
+        checker.add(FindingId::InodeUnreadable, where(inode),
+                    fmt::format("inode {}: the volume needs e2fsck", inode));
     }
+    for (const ext2_ino_t inode : inodes) A4_CHECK(checker.check_file(inode, where(inode)));
     return report;
 }
 

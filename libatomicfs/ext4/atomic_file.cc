@@ -3,11 +3,11 @@
 #include <bit>
 #include <charconv>
 #include <cstring>
-#include <ctime>
 
 #include "base/random.h"
 #include "ext4/errcode.h"
 #include "ext4/format.h"
+#include "ext4/inode_time.h"
 #include "ext4/path.h"
 #include "ext4/transaction.h"
 #include "ext4/xattr.h"
@@ -26,34 +26,20 @@ std::optional<Bytes> parse_unit(const std::optional<std::string>& text) {
     return Bytes(value);
 }
 
-// A whole on-disk inode, as big as this volume's are.
-class FullInode {
-  public:
-    explicit FullInode(ext2_filsys fs) : bytes_(EXT2_INODE_SIZE(fs->super)) {}
-    ext2_inode* core() { return reinterpret_cast<ext2_inode*>(bytes_.data()); }
-    ext2_inode_large* large() { return reinterpret_cast<ext2_inode_large*>(bytes_.data()); }
-    int size() const { return static_cast<int>(bytes_.size()); }
-
-  private:
-    std::vector<std::byte> bytes_;
-};
-
 void fill_new_inode(ext2_filsys fs, FullInode& full, uint16_t mode, uint32_t uid, uint32_t gid) {
     ext2_inode& inode = *full.core();
-    const auto now = static_cast<uint32_t>(fs->now ? fs->now : time(nullptr));
     inode.i_mode = mode;
     inode.i_uid = static_cast<uint16_t>(uid);
     ext2fs_set_i_uid_high(inode, static_cast<uint16_t>(uid >> 16));
     inode.i_gid = static_cast<uint16_t>(gid);
     ext2fs_set_i_gid_high(inode, static_cast<uint16_t>(gid >> 16));
-    inode.i_atime = inode.i_ctime = inode.i_mtime = now;
     inode.i_flags = EXT4_EXTENTS_FL;
     inode.i_generation = random_nonzero_u32();
     if (full.size() > EXT2_GOOD_OLD_INODE_SIZE) {
         full.large()->i_extra_isize = static_cast<uint16_t>(std::max<uint32_t>(
             fs->super->s_want_extra_isize, sizeof(ext2_inode_large) - EXT2_GOOD_OLD_INODE_SIZE));
-        full.large()->i_crtime = now;
     }
+    set_times(full, kTimeAccessed | kTimeChanged | kTimeModified | kTimeCreated, time_now(fs));
 }
 
 }  // namespace
@@ -175,7 +161,7 @@ Result<> stage_delete(Volume& volume, ext2_ino_t number) {
     // but without an extent header for garbage, and if half of a table block's inodes are, the
     // others too.
     inode.i_links_count = 0;
-    inode.i_dtime = static_cast<uint32_t>(time(nullptr));
+    inode.i_dtime = static_cast<uint32_t>(time_now(fs).seconds);
     inode.i_flags = 0;
     std::memset(inode.i_block, 0, sizeof inode.i_block);
     inode.i_blocks = 0;
@@ -186,6 +172,7 @@ Result<> stage_delete(Volume& volume, ext2_ino_t number) {
 
 Result<ext2_ino_t> create_atomic_file(Volume& volume, const std::string& path,
                                       const NewFile& file) {
+    A4_CHECK(volume.usable().context(path));
     A4_CHECK(check_unit(volume, file.unit));
     const NewName where = A4_TRY(lookup_new(volume, path));
     Transaction transaction(volume);
@@ -210,12 +197,12 @@ Result<> release_file(Volume& volume, ext2_ino_t number) {
     const std::string what = fmt::format("inode {}", number);
     A4_CHECK(check_errcode(ext2fs_read_inode(fs, number, &inode), what));
     inode.i_flags &= ~kInodeFlagAtomic;
-    inode.i_ctime = static_cast<uint32_t>(time(nullptr));
-    A4_CHECK(check_errcode(ext2fs_write_inode(fs, number, &inode), what));
+    A4_CHECK(write_inode_now(fs, number, inode, kTimeChanged, what));
     return transaction.commit();
 }
 
-Result<std::vector<ext2_ino_t>> find_atomic_inodes(Volume& volume) {
+Result<std::vector<ext2_ino_t>> find_atomic_inodes(Volume& volume,
+                                                   std::vector<ext2_ino_t>* damaged) {
     constexpr int kBufferBlocks = 128;
     ext2_inode_scan scan = nullptr;
     A4_CHECK(
@@ -224,7 +211,14 @@ Result<std::vector<ext2_ino_t>> find_atomic_inodes(Volume& volume) {
     ext2_ino_t number = 0;
     ext2_inode inode{};
     errcode_t code = 0;
-    while ((code = ext2fs_get_next_inode(scan, &number, &inode)) == 0 && number != 0) {
+    for (;;) {
+        code = ext2fs_get_next_inode(scan, &number, &inode);
+        // The scan stands behind it and can go on.
+        if (code == EXT2_ET_INODE_CSUM_INVALID && damaged != nullptr) {
+            damaged->push_back(number);
+            continue;
+        }
+        if (code != 0 || number == 0) break;
         if (inode.i_links_count != 0 && LINUX_S_ISREG(inode.i_mode) &&
             (inode.i_flags & kInodeFlagAtomic) != 0)
             found.push_back(number);

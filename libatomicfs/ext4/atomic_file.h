@@ -62,7 +62,9 @@ Result<> check_unit(const Volume& volume, Bytes unit);
 // Drops the promise: flag and xattr. The data stays.
 Result<> release_file(Volume& volume, ext2_ino_t number);
 
-// Inodes with the atomic flag, in order. Reads the used part of every inode table.
-Result<std::vector<ext2_ino_t>> find_atomic_inodes(Volume& volume);
+// Inodes with the atomic flag, in order. Reads the used part of every inode table. What a damaged
+// inode is can't be told: those are collected, or, if damaged is null, the first one is EUCLEAN.
+Result<std::vector<ext2_ino_t>> find_atomic_inodes(Volume& volume,
+                                                   std::vector<ext2_ino_t>* damaged = nullptr);
 
 }  // namespace atomic4

@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <bit>
-#include <ctime>
 
 #include "ext4/errcode.h"
+#include "ext4/inode_time.h"
 #include "ext4/transaction.h"
 
 namespace atomic4 {
@@ -65,10 +65,9 @@ Result<> stage_changes(Volume& volume, const FileState& file, const std::vector<
         A4_CHECK(check_errcode(ext2fs_inode_size_set(volume.fs(), &inode,
                                                      static_cast<ext2_off64_t>(new_size->value())),
                                "file size"));
-        inode.i_mtime = static_cast<uint32_t>(time(nullptr));
     }
-    inode.i_ctime = static_cast<uint32_t>(time(nullptr));
-    return check_errcode(ext2fs_write_inode(volume.fs(), file.number, &inode), "inode");
+    return write_inode_now(volume.fs(), file.number, inode,
+                           new_size ? kTimeChanged | kTimeModified : kTimeChanged, "inode");
 }
 
 }  // namespace
@@ -274,6 +273,7 @@ Result<> make_ready(Volume& volume, const FileState& file, ByteOffset offset, By
                     Bytes align) {
     const uint64_t block = volume.block_size().value();
     if (length.value() == 0) return {};
+    A4_CHECK(volume.usable());
     if ((offset + length).value() / block > kMaxBlocks - kMaxBlocks % 4096)
         return fail(EFBIG, "offset {}: a file ends before block {}", offset, kMaxBlocks);
     const Lblk first(offset.value() / block);
@@ -416,8 +416,7 @@ Result<> touch_file(Volume& volume, ext2_ino_t number) {
     ext2_inode inode{};
     const std::string what = fmt::format("inode {}", number);
     A4_CHECK(check_errcode(ext2fs_read_inode(volume.fs(), number, &inode), what));
-    inode.i_mtime = inode.i_ctime = static_cast<uint32_t>(time(nullptr));
-    A4_CHECK(check_errcode(ext2fs_write_inode(volume.fs(), number, &inode), what));
+    A4_CHECK(write_inode_now(volume.fs(), number, inode, kTimeChanged | kTimeModified, what));
     return transaction.commit();
 }
 

@@ -1,9 +1,9 @@
 #include "ext4/path.h"
 
-#include <ctime>
 #include <vector>
 
 #include "ext4/errcode.h"
+#include "ext4/inode_time.h"
 
 namespace atomic4 {
 
@@ -48,29 +48,47 @@ Result<std::vector<DirectoryEntry>> list(Volume& volume, ext2_ino_t directory) {
 Result<> touch_directory(Volume& volume, ext2_ino_t directory) {
     ext2_inode inode{};
     A4_CHECK(check_errcode(ext2fs_read_inode(volume.fs(), directory, &inode), "directory"));
-    inode.i_mtime = inode.i_ctime = static_cast<uint32_t>(time(nullptr));
-    return check_errcode(ext2fs_write_inode(volume.fs(), directory, &inode), "directory");
+    return write_inode_now(volume.fs(), directory, inode, kTimeChanged | kTimeModified,
+                           "directory");
+}
+
+// libext2fs would look for the empty name between two slashes.
+std::string single_slashes(const std::string& path) {
+    std::string text;
+    for (const char c : path) {
+        if (c != '/' || !text.ends_with('/')) text += c;
+    }
+    return text;
 }
 
 }  // namespace
 
 Result<ext2_ino_t> lookup(Volume& volume, const std::string& path) {
-    ext2_ino_t inode = 0;
-    const errcode_t code =
-        ext2fs_namei_follow(volume.fs(), EXT2_ROOT_INO, EXT2_ROOT_INO, path.c_str(), &inode);
+    ext2_ino_t number = 0;
+    if (path.empty()) return fail(ENOENT, "the path is empty");
+    const errcode_t code = ext2fs_namei_follow(volume.fs(), EXT2_ROOT_INO, EXT2_ROOT_INO,
+                                               single_slashes(path).c_str(), &number);
     A4_CHECK(check_errcode(code, path));
-    return inode;
+    if (path.ends_with('/')) {
+        ext2_inode inode{};
+        A4_CHECK(check_errcode(ext2fs_read_inode(volume.fs(), number, &inode), path));
+        if (!LINUX_S_ISDIR(inode.i_mode)) return fail(ENOTDIR, "{}: not a directory", path);
+    }
+    return number;
 }
 
 Result<NewName> lookup_new(Volume& volume, const std::string& path) {
-    std::string trimmed = path;
-    while (trimmed.size() > 1 && trimmed.back() == '/') trimmed.pop_back();
+    std::string trimmed = single_slashes(path);
+    const bool directory = trimmed.size() > 1 && trimmed.ends_with('/');
+    if (directory) trimmed.pop_back();
     const size_t slash = trimmed.rfind('/');
     const std::string parent = slash == trimmed.npos ? "/" : trimmed.substr(0, slash + 1);
     NewName where;
     where.name = slash == trimmed.npos ? trimmed : trimmed.substr(slash + 1);
     if (where.name.empty() || where.name == "." || where.name == "..")
         return fail(EINVAL, "{}: not a name for a file", path);
+    if (directory)
+        return fail(EISDIR, "{}: names a directory, because of the slash at its end", path);
     if (where.name.size() > EXT2_NAME_LEN)
         return fail(ENAMETOOLONG, "{}: a name has at most {} bytes", path, EXT2_NAME_LEN);
     where.directory = A4_TRY(lookup(volume, parent).context(path));
@@ -123,13 +141,19 @@ Result<std::map<ext2_ino_t, std::string>> paths_of(Volume& volume, std::set<ext2
         const auto [directory, prefix] = std::move(to_visit.back());
         to_visit.pop_back();
         if (!seen.insert(directory).second || prefix.size() > kMaxPath) continue;
-        for (const DirectoryEntry& entry : A4_TRY(list(volume, directory))) {
+        const auto entries = list(volume, directory);
+        if (!entries && entries.error().code == EUCLEAN) continue;
+        A4_CHECK(entries);
+        for (const DirectoryEntry& entry : *entries) {
             const std::string path = prefix + "/" + entry.name;
             if (inodes.erase(entry.inode) > 0) paths[entry.inode] = path;
             if (entry.inode == 0 || entry.inode > volume.fs()->super->s_inodes_count) continue;
             if (entry.type != EXT2_FT_DIR && entry.type != EXT2_FT_UNKNOWN) continue;
             ext2_inode inode{};
-            A4_CHECK(check_errcode(ext2fs_read_inode(volume.fs(), entry.inode, &inode), path));
+            const auto read =
+                check_errcode(ext2fs_read_inode(volume.fs(), entry.inode, &inode), path);
+            if (!read && read.error().code == EUCLEAN) continue;
+            A4_CHECK(read);
             if (LINUX_S_ISDIR(inode.i_mode)) to_visit.emplace_back(entry.inode, path);
         }
     }

@@ -9,7 +9,8 @@
 
 namespace atomic4 {
 
-// Follows symbolic links inside the volume. ENOENT, ENOTDIR, ELOOP with the path.
+// Follows symbolic links inside the volume. ENOENT, ENOTDIR, ELOOP with the path. As for the
+// kernel, repeated slashes are one, and what a slash follows is a directory.
 Result<ext2_ino_t> lookup(Volume& volume, const std::string& path);
 
 struct NewName {
@@ -17,14 +18,15 @@ struct NewName {
     std::string name;
 };
 // The directory and name that a path would create: EEXIST if it is there already, ENOENT if the
-// directory isn't, EINVAL for "", "/", "." and "..", ENAMETOOLONG.
+// directory isn't, EINVAL for "", "/", "." and "..", EISDIR if a slash follows, ENAMETOOLONG.
 Result<NewName> lookup_new(Volume& volume, const std::string& path);
 
 // Adds a directory entry and sets the directory's times; the operation is the caller's.
 Result<> link_name(Volume& volume, const NewName& where, ext2_ino_t inode, int file_type);
 Result<> unlink_name(Volume& volume, const NewName& where, ext2_ino_t inode);
 
-// One path for each of these inodes, as far as they have one, by walking the tree.
+// One path for each of these inodes, as far as they have one, by walking the tree. Damaged
+// directories are passed over.
 Result<std::map<ext2_ino_t, std::string>> paths_of(Volume& volume, std::set<ext2_ino_t> inodes);
 
 }  // namespace atomic4

@@ -1,10 +1,10 @@
 #include "ext4/superblock_copies.h"
 
 #include <cstring>
-#include <ctime>
 
 #include "ext4/errcode.h"
 #include "ext4/format.h"
+#include "ext4/inode_time.h"
 
 namespace atomic4 {
 
@@ -39,7 +39,9 @@ ByteOffset copy_offset(ext2_filsys fs, uint32_t group) {
 Result<> write_primary_superblock(ext2_filsys fs, Device& device) {
     std::vector<std::byte> block(kPrimaryWrite);
     A4_CHECK(device.read(ByteOffset(0), block).context("primary superblock"));
-    fs->super->s_wtime = static_cast<uint32_t>(fs->now ? fs->now : time(nullptr));
+    const auto now = static_cast<uint64_t>(time_now(fs).seconds);
+    fs->super->s_wtime = static_cast<uint32_t>(now);
+    fs->super->s_wtime_hi = static_cast<uint8_t>(now >> 32);
     fs->super->s_block_group_nr = 0;
     A4_CHECK(check_errcode(ext2fs_superblock_csum_set(fs, fs->super), "superblock checksum"));
     std::memcpy(block.data() + kPrimaryOffset, fs->super, kSuperSize);

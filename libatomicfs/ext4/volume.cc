@@ -193,7 +193,10 @@ Result<> Volume::load() {
         bool everywhere = gate_in_primary();
         for (const BackupSuperblock& backup : backups_)
             everywhere = everywhere && (backup.gate || !backup.valid);
-        if (!everywhere) A4_CHECK(write_gate(true));
+        if (!everywhere) {
+            A4_CHECK(write_gate(true));
+            gate_completed_ = true;
+        }
     }
     return {};
 }
@@ -283,6 +286,22 @@ bool Volume::needs_replay() const {
     return (fs_->super->s_feature_incompat & kFeatureIncompatNeedsReplay) != 0;
 }
 
+Result<ext2_ino_t> Volume::lock_inode() {
+    if (lock_inode_) return *lock_inode_;
+    ext2_ino_t inode = EXT2_ROOT_INO;
+    for (const std::string_view name : {kDirectoryName, kLockName}) {
+        const errcode_t code =
+            ext2fs_lookup(fs_, inode, name.data(), static_cast<int>(name.size()), nullptr, &inode);
+        if (code == EXT2_ET_FILE_NOT_FOUND || code == EXT2_ET_NO_DIRECTORY) {
+            inode = 0;
+            break;
+        }
+        A4_CHECK(check_errcode(code, name));
+    }
+    lock_inode_ = inode;
+    return inode;
+}
+
 Result<> Volume::usable() const {
     if (poisoned_) return fail(Error(*poisoned_));
     if (adapter_.latched()) {
@@ -350,6 +369,7 @@ Result<> Volume::stage_attr(const std::optional<VolumeAttr>& attr) {
                          attr ? std::optional(attr->to_text()) : std::nullopt));
     attr_ = attr;
     attr_error_.reset();
+    lock_inode_.reset();
     return {};
 }
 

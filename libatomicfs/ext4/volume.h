@@ -67,11 +67,15 @@ class Volume {
 
     bool gate() const { return gate_; }
     bool gate_in_primary() const;
+    // The opening has put the gate bit back into copies that lacked it.
+    bool gate_completed() const { return gate_completed_; }
     const std::vector<BackupSuperblock>& backups() const { return backups_; }
     const std::optional<VolumeAttr>& attr() const { return attr_; }
     // Why attr() is empty although the attribute exists.
     const std::optional<Error>& attr_error() const { return attr_error_; }
     bool needs_replay() const;
+    // /.atomic4/lock, 0 if there is none. Looked up once.
+    Result<ext2_ino_t> lock_inode();
 
     // Sets the gate bit durably in every copy, backups first (enable), or clears it, backups last.
     Result<> write_gate(bool on);
@@ -118,9 +122,11 @@ class Volume {
     IoAdapter adapter_;
     ext2_filsys fs_ = nullptr;
     bool gate_ = false;
+    bool gate_completed_ = false;
     std::vector<BackupSuperblock> backups_;
     std::optional<VolumeAttr> attr_;
     std::optional<Error> attr_error_;
+    std::optional<ext2_ino_t> lock_inode_;
     std::optional<Error> poisoned_;
     std::optional<GroupDescriptors> descriptors_;
     std::unique_ptr<GroupBitmaps> block_bitmaps_;

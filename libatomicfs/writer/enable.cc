@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "base/random.h"
+#include "base/size_parse.h"
 #include "base/text.h"
 #include "ext4/errcode.h"
 #include "ext4/format.h"
@@ -23,6 +24,7 @@ constexpr uint64_t kMiB = 1024 * kKiB;
 // Log sizes are multiples of this: whole log blocks, whole default units.
 constexpr uint64_t kLogStep = 64 * kKiB;
 constexpr uint64_t kZeroPiece = 4 * kMiB;
+constexpr uint16_t kDirectoryMode = 0700;
 
 struct Entry {
     ext2_ino_t number = 0;
@@ -58,24 +60,41 @@ Result<std::vector<std::string>> names_in(Volume& volume, ext2_ino_t directory) 
     return names;
 }
 
-// Whether a /.atomic4 that nothing else points to is from an enable that was interrupted, and not
-// the user's: it holds a log and perhaps a lock file, as enable makes them, and nothing else.
+// Whether a /.atomic4 that nothing else points to is from an interrupted enable or disable, and not
+// the user's: nothing is in it but a log and a lock file, as enable makes them; if the log is gone,
+// it must at least have the directory's own mode.
 Result<bool> is_unfinished(Volume& volume, const Entry& directory) {
     if (directory.dangling()) return true;
     if (!LINUX_S_ISDIR(directory.inode.i_mode)) return false;
-    bool has_log = false;
+    bool ours = (directory.inode.i_mode & 07777) == kDirectoryMode;
     for (const std::string& name : A4_TRY(names_in(volume, directory.number))) {
         const auto entry = A4_TRY(find(volume, directory.number, name));
         if (!entry) return false;
         const ext2_inode& inode = entry->inode;
         if (name == kLogName) {
-            has_log = true;
+            ours = true;
             if (!entry->dangling() && (inode.i_flags & kInodeFlagAtomic) == 0) return false;
         } else if (name != kLockName || (!entry->dangling() && EXT2_I_SIZE(&inode) != 0)) {
             return false;
         }
     }
-    return has_log;
+    return ours;
+}
+
+// What remove_parts will remove must be ours: looked at before anything is changed.
+Result<> check_parts(Volume& volume) {
+    const auto directory = A4_TRY(find(volume, EXT2_ROOT_INO, kDirectoryName));
+    if (!directory || directory->dangling()) return {};
+    if (!LINUX_S_ISDIR(directory->inode.i_mode))
+        return fail(EEXIST, "/{} exists and is not a directory: move it away", kDirectoryName);
+    for (const char* name : {kLogName, kLockName}) {
+        const auto file = A4_TRY(find(volume, directory->number, name));
+        if (file && !file->dangling() && !LINUX_S_ISREG(file->inode.i_mode)) {
+            return fail(EEXIST, "/{}/{} exists and is not a regular file: move it away",
+                        kDirectoryName, name);
+        }
+    }
+    return {};
 }
 
 Result<> stage_remove(Volume& volume, ext2_ino_t directory, const char* name, const Entry& entry) {
@@ -95,6 +114,7 @@ Result<> stage_remove(Volume& volume, ext2_ino_t directory, const char* name, co
 // In three operations, each of which can be interrupted and run again. The attribute goes first:
 // whoever meets a gate without it is told to run this again, and nobody looks for the log.
 Result<> remove_parts(Volume& volume) {
+    A4_CHECK(check_parts(volume));
     {
         Transaction transaction(volume);
         A4_CHECK(volume.stage_attr(std::nullopt));
@@ -103,8 +123,6 @@ Result<> remove_parts(Volume& volume) {
     const auto directory = A4_TRY(find(volume, EXT2_ROOT_INO, kDirectoryName));
     if (!directory) return {};
     if (!directory->dangling()) {
-        if (!LINUX_S_ISDIR(directory->inode.i_mode))
-            return fail(EEXIST, "/{} exists and is not a directory: move it away", kDirectoryName);
         Transaction transaction(volume);
         for (const char* name : {kLogName, kLockName}) {
             const auto file = A4_TRY(find(volume, directory->number, name));
@@ -142,7 +160,7 @@ Result<> write_zeros(Device& device) {
 Result<> make_parts(Volume& volume, const EnablePlan& plan, Bytes log_unit) {
     Transaction transaction(volume);
     const StagedFile directory =
-        A4_TRY(stage_directory(volume, EXT2_ROOT_INO, kDirectoryName, 0700));
+        A4_TRY(stage_directory(volume, EXT2_ROOT_INO, kDirectoryName, kDirectoryMode));
     NewFile log_file;
     log_file.size = plan.log_size;
     log_file.unit = log_unit;
@@ -169,6 +187,17 @@ Result<> make_parts(Volume& volume, const EnablePlan& plan, Bytes log_unit) {
     A4_CHECK(RedoLog::format(device, attr.log_id, session_stamp(volume)));
     A4_CHECK(volume.stage_attr(attr));
     return transaction.commit();
+}
+
+// Unit and log stay as they are: what is asked for must agree with them.
+Result<> check_same(const Volume& volume, const EnablePlan& there, const EnableOptions& options) {
+    const bool same = (options.unit == Bytes(0) || options.unit == there.unit) &&
+                      options.log_size.value_or(there.log_size) == there.log_size;
+    if (same) return {};
+    return fail(EEXIST,
+                "{}: atomic4 is there already, with unit {} and a redo log of {}: disable it, then "
+                "enable it with others",
+                volume.name(), format_size(there.unit), format_size(there.log_size));
 }
 
 }  // namespace
@@ -201,7 +230,9 @@ Result<EnablePlan> plan_enable(Bytes block_size, Bytes volume_size, const Enable
 }
 
 Result<EnablePlan> enable(Volume& volume, const EnableOptions& options) {
-    if (volume.gate() && volume.attr() && volume.gate_in_primary())
+    A4_CHECK(volume.usable());
+    const bool enabled = volume.gate() && volume.attr() && volume.gate_in_primary();
+    if (enabled && !volume.gate_completed())
         return fail(EEXIST, "{}: atomic4 is enabled already", volume.name());
     if (volume.attr_error() && volume.attr_error()->code == EOPNOTSUPP)
         return fail(Error(*volume.attr_error()));
@@ -214,9 +245,12 @@ Result<EnablePlan> enable(Volume& volume, const EnableOptions& options) {
         const auto contents = log ? read_log(**log, volume.attr()->log_id)
                                   : Result<LogContents>(tl::unexpect, log.error());
         if (contents) {
-            A4_CHECK(volume.write_gate(true));
-            return EnablePlan{volume.attr()->unit, contents->superblock.log_size};
+            const EnablePlan there{volume.attr()->unit, contents->superblock.log_size, true};
+            A4_CHECK(check_same(volume, there, options));
+            if (!enabled) A4_CHECK(volume.write_gate(true));
+            return there;
         }
+        if (enabled) return fail(Error(contents.error()));
         // Neither what can't be read now, nor what is no longer readable, is ours to throw away.
         if (contents.error().code == EIO || volume.needs_replay())
             return fail(Error(contents.error()));
@@ -255,11 +289,13 @@ Result<EnablePlan> enable(Volume& volume, const EnableOptions& options) {
 
 Result<DisableReport> disable(Volume& volume, bool force) {
     if (!volume.gate()) {
-        // The last thing that disable does is to write the backups.
-        if (std::ranges::none_of(volume.backups(), &BackupSuperblock::torn))
+        // The last thing that disable does is to write the backups; and e2fsck, where it was needed
+        // in between, takes the gate away before the rest is gone.
+        const auto left = A4_TRY(find(volume, EXT2_ROOT_INO, kDirectoryName));
+        const bool unfinished =
+            left && !volume.attr() && !volume.attr_error() && A4_TRY(is_unfinished(volume, *left));
+        if (!unfinished && std::ranges::none_of(volume.backups(), &BackupSuperblock::torn))
             return fail(EINVAL, "{}: atomic4 is not enabled", volume.name());
-        A4_CHECK(volume.write_gate(false));
-        return DisableReport{};
     }
     // After an interrupted disable the log may be there without the attribute.
     ext2_ino_t log = volume.attr() ? volume.attr()->log_inode : 0;
@@ -267,6 +303,7 @@ Result<DisableReport> disable(Volume& volume, bool force) {
         log == 0 && directory && LINUX_S_ISDIR(directory->inode.i_mode) && !directory->dangling()) {
         if (const auto file = A4_TRY(find(volume, directory->number, kLogName))) log = file->number;
     }
+    A4_CHECK(check_parts(volume).context(volume.name()));
     DisableReport report;
     for (const ext2_ino_t inode : A4_TRY(find_atomic_inodes(volume))) {
         if (inode != log) report.released.push_back(inode);

@@ -25,16 +25,20 @@ Bytes default_log_size(Bytes volume_size);
 struct EnablePlan {
     Bytes unit;
     Bytes log_size;
+    // Only the gate was missing, in some superblock copy or in all: unit and log are as they were.
+    bool completed = false;
 };
 Result<EnablePlan> plan_enable(Bytes block_size, Bytes volume_size, const EnableOptions& options);
 
-// The volume was opened for writing without require_atomic4. EEXIST: it is enabled already.
+// The volume was opened for writing without require_atomic4. EEXIST: it is enabled already, or its
+// log and unit are there and not the ones that are asked for.
 Result<EnablePlan> enable(Volume& volume, const EnableOptions& options);
 
 struct DisableReport {
     std::vector<ext2_ino_t> released;  // files that lost the flag (force)
 };
-// EBUSY: atomic files exist, and force is not given.
+// EBUSY: atomic files exist, and force is not given. EEXIST: something in /.atomic4 is not what
+// enable made; nothing is changed.
 Result<DisableReport> disable(Volume& volume, bool force);
 
 }  // namespace atomic4

@@ -37,13 +37,15 @@ Result<> check_request(ByteOffset offset, Bytes length, Bytes unit_min, Bytes un
     return {};
 }
 
-Result<> check_file(const Volume& volume, const FileState& file) {
+Result<> check_file(Volume& volume, const FileState& file) {
     const std::string what = fmt::format("inode {}", file.number);
     const uint32_t flags = file.inode.i_flags;
     if (LINUX_S_ISDIR(file.inode.i_mode)) return fail(EISDIR, "{}: is a directory", what);
     if (!LINUX_S_ISREG(file.inode.i_mode)) return fail(EINVAL, "{}: not a regular file", what);
     if (volume.attr() && file.number == volume.attr()->log_inode)
         return fail(EPERM, "{}: this is the redo log", what);
+    if (volume.attr() && file.number == A4_TRY(volume.lock_inode()))
+        return fail(EPERM, "{}: this is the volume's lock file", what);
     if ((flags & EXT2_APPEND_FL) != 0) return fail(EPERM, "{}: is append-only", what);
     if ((flags & EXT2_IMMUTABLE_FL) != 0) return fail(EPERM, "{}: is immutable", what);
     struct Unsupported {

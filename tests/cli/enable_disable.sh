@@ -37,6 +37,17 @@ for block in 1024 2048 4096; do
     same_bytes before after
 
     expect_fail 1 'vol.img: atomic4 is enabled already' atomic4ctl enable vol.img
+    # The gate taken away, from one copy or (by e2fsck) from all, and put back.
+    debugfs -w -R "feature -FEATURE_C28" vol.img >/dev/null 2>&1
+    expect_ok atomic4ctl enable vol.img
+    out_has ' \(completed: only the gate bit was missing\)$'
+    debugfs -w -R "feature -FEATURE_C28" vol.img >/dev/null 2>&1
+    e2fsck -fy vol.img >/dev/null 2>&1 || true
+    changes_nothing vol.img atomic4ctl enable -u 64K vol.img
+    is "$STATUS" 1
+    err_has 'vol.img: atomic4 is there already, with unit 16K and a redo log of 1536K: disable it'
+    expect_ok atomic4ctl --json enable -u 16K -l 1536K vol.img
+    json_holds .completed '.unit == 16384' '.log_size == 1572864'
     pattern db 32K >db
     expect_ok atomic4ctl -d vol.img prealloc /a/db --size 64K
     expect_ok atomic4ctl -d vol.img write /a/db --offset 32K --from db
@@ -65,7 +76,7 @@ for block in 1024 2048 4096; do
 
     # And once more, with a unit and a log of one's own.
     expect_ok atomic4ctl --json enable -u 64K --log-size 256K vol.img
-    json_holds '.unit == 65536' '.log_size == 262144' '.device == "vol.img"'
+    json_holds '.unit == 65536' '.log_size == 262144' '.device == "vol.img"' '.completed | not'
     expect_ok atomic4ctl --json disable vol.img
     json_holds '.released_inodes == []' '.device == "vol.img"'
     kernel_roundtrip vol.img

@@ -36,6 +36,11 @@ expect_fail 1 '/none' on prealloc /none/x --size 1M
 expect_fail 1 '/plain' on prealloc /plain/x --size 1M
 expect_fail 1 'not a name for a file' on prealloc / --size 1M
 expect_fail 1 'not a name for a file' on prealloc /dir/.. --size 1M
+for path in /x/ /x// /dir/ /plain/; do
+    changes_nothing vol.img on prealloc $path --size 1M
+    is "$STATUS" 1
+    err_has "^atomic4ctl: $path: names a directory, because of the slash at its end\$"
+done
 expect_fail 1 'a name has at most 255 bytes' on prealloc "/$(printf 'x%.0s' $(seq 256))" --size 1M
 expect_fail 1 'unit 12288: want a power of two from 4096 \(the block size\) to 4194304' \
     on prealloc /x --size 1M --unit 12K

@@ -29,8 +29,8 @@ follow_the_man_page() {
     debugfs -n -w -R "feature -FEATURE_C28" vol.img >/dev/null 2>&1
     e2fsck -fy vol.img >fsck.out 2>&1 || status=$?
     [ $status -le 1 ] || die "e2fsck -fy: exit status $status: $(cat fsck.out)"
-    capture atomic4ctl enable vol.img
-    [ "$STATUS" -eq 0 ] || grep -q 'enabled already' "$ERR" || die "enable: $(cat "$ERR")"
+    expect_ok atomic4ctl enable vol.img
+    out_has ' \(completed: only the gate bit was missing\)$'
     check_clean vol.img
 }
 keeps_its_files() {
@@ -63,8 +63,7 @@ enable_again() {
     # What an interrupted enable left in the bitmaps is e2fsck's. Without the gate it runs as it is.
     debugfs -n -w -R "feature -FEATURE_C28" vol.img >/dev/null 2>&1
     e2fsck -fy vol.img >fsck.out 2>&1 || true
-    capture atomic4ctl enable vol.img
-    [ "$STATUS" -eq 0 ] || grep -q 'enabled already' "$ERR" || die "enable: $(cat "$ERR")"
+    expect_ok atomic4ctl enable vol.img
     check_clean vol.img
     kernel_roundtrip vol.img
 }
@@ -80,9 +79,10 @@ disable_again() {
     debugfs -n -w -R "feature -FEATURE_C28" vol.img >/dev/null 2>&1
     e2fsck -fy vol.img >fsck.out 2>&1 || status=$?
     [ $status -le 1 ] || die "e2fsck -fy: exit status $status: $(cat fsck.out)"
-    # Attribute and gate gone, but not the directory: then it is the user's to remove.
+    capture atomic4ctl disable --force vol.img
+    [ "$STATUS" -eq 0 ] || grep -q 'is not enabled' "$ERR" || die "at last: $(cat "$ERR")"
     mount_image vol.img mnt
-    rm -rf mnt/.atomic4
+    [ ! -e mnt/.atomic4 ] || die "/.atomic4 is still there"
     umount mnt
     kernel_roundtrip vol.img keep=keep
     expect_ok atomic4ctl enable vol.img

@@ -182,6 +182,7 @@ refuses_file dir 'is a directory'
 refuses_file device 'not a regular file'
 refuses_file fifo 'not a regular file'
 refuses_file .atomic4/log 'this is the redo log'
+refuses_file .atomic4/lock "this is the volume's lock file"
 refused_unchanged '/dangling' /dangling --offset 0 --from new
 refused_unchanged '/none' /none --offset 0 --from new
 write_ok /symlink --offset 0 --from new

@@ -179,6 +179,7 @@ std::string judge_end(Image& image, const Start& start, What what) {
     const auto volume = open_any(device, OpenFor::Read);
     if (!volume) return volume.error().message;
     if ((*volume)->attr().has_value() != on) return "the volume attribute is wrong";
+    if (lookup(**volume, "/.atomic4").has_value() != on) return "/.atomic4 is wrong";
     if (start.atomic != 0) {
         const auto file = read_file(**volume, start.atomic);
         if (!file) return file.error().message;

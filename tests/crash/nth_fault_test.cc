@@ -8,26 +8,18 @@
 #include "support/bytes.h"
 #include "support/crash_scenario.h"
 #include "support/fault_driver.h"
+#include "support/fault_files.h"
 
 namespace atomic4::test {
 namespace {
 
-constexpr uint64_t kBlock = 1024;
-constexpr uint64_t kUnit = 16384;
-constexpr uint64_t kSize = 4 << 20;
-const std::vector<std::string> kArguments{"-b", "1024", "-g", "1024", "-N", "64"};
+constexpr uint64_t kBlock = kFaultBlock;
+constexpr uint64_t kUnit = kFaultUnit;
 
 template <class T>
 T must(Result<T> result) {
     if (!result) throw std::runtime_error(result.error().message);
     if constexpr (!std::is_void_v<T>) return std::move(*result);
-}
-
-Result<std::unique_ptr<Volume>> open_any(Device& device, OpenFor purpose) {
-    VolumeOptions options;
-    options.purpose = purpose;
-    options.require_atomic4 = false;
-    return Volume::open(borrowed(device), options);
 }
 
 // "" or the error's message: for the conditions of an operation.
@@ -36,89 +28,10 @@ std::string message_of(const Result<T>& result) {
     return result ? std::string() : result.error().message;
 }
 
-// A volume with a few files whose bytes are known.
-struct Files {
-    Image image;
-    std::vector<FileModel> models;
-};
-enum : size_t { kAtomic, kSparse, kMixed, kTree };
-
-Files make_files(bool enabled) {
-    std::mt19937_64 random(42);
-    Files files;
-    files.image = enabled ? make_atomic4(kSize, kArguments) : make_ext4(kSize, kArguments);
-    ImageDevice device(files.image);
-    const auto volume = must(open_any(device, OpenFor::Write));
-    const auto atomic = [&](const std::string& path, uint64_t size) {
-        const ext2_ino_t inode =
-            must(create_atomic_file(*volume, path, {Bytes(size), Bytes(kUnit)}));
-        FileModel model{path, inode, must(read_file(*volume, inode)).generation, {}, {}};
-        model.bytes.resize(size);
-        model.unsure.resize(size / kSector);
-        files.models.push_back(model);
-    };
-    if (enabled) {
-        atomic("/atomic", 4 * kUnit);
-        atomic("/sparse", 0);
-    }
-    files.models.push_back(
-        make_file(*volume, "/mixed", 24 * kBlock, {{0, 8}, {8, 8, MapState::Unwritten}}, random));
-    files.models.push_back(make_file(*volume, "/tree", 24 * kBlock,
-                                     {{0, 2}, {4, 2}, {8, 2}, {12, 2}, {16, 2}, {20, 2}}, random));
-    return files;
-}
-
-// Every file whole, read through the library.
-std::string files_hold(Image& image, const std::vector<FileModel>& models) {
-    ImageDevice device(image);
-    const auto volume = open_any(device, OpenFor::Read);
-    if (!volume) return volume.error().message;
-    for (const FileModel& model : models) {
-        const auto file = read_file(**volume, model.inode, model.generation);
-        if (!file) return model.path + ": " + file.error().message;
-        if (file->size.value() != model.bytes.size()) return model.path + ": its size changed";
-        std::vector<std::byte> bytes(model.bytes.size());
-        const auto mappings = map_range(**volume, file->number, file->inode, Lblk(0),
-                                        Blocks((bytes.size() + kBlock - 1) / kBlock));
-        if (!mappings) return model.path + ": " + mappings.error().message;
-        for (const Mapping& mapping : *mappings) {
-            if (mapping.state != MapState::Written) continue;
-            const uint64_t at = mapping.lblk.value() * kBlock;
-            const uint64_t n = std::min(mapping.length.value() * kBlock, bytes.size() - at);
-            const auto done = device.read(ByteOffset(mapping.pblk.value() * kBlock),
-                                          std::span(bytes).subspan(at, n));
-            if (!done) return done.error().message;
-        }
-        if (bytes != model.bytes) return model.path + ": its bytes changed";
-    }
-    return {};
-}
-
 // --- The volume -------------------------------------------------------------------------------
 
-std::string is_plain(Image& image) {
-    ImageDevice device(image);
-    const auto volume = open_any(device, OpenFor::Inspect);
-    if (!volume) return volume.error().message;
-    if ((*volume)->gate()) return "a gate bit is set";
-    if ((*volume)->attr() || (*volume)->attr_error()) return "the volume attribute is there";
-    if (lookup(**volume, "/.atomic4")) return "/.atomic4 is there";
-    return {};
-}
-
-std::string is_enabled(Image& image) {
-    ImageDevice device(image);
-    const auto opened = open_for_writing(borrowed(device));
-    if (!opened) return opened.error().message;
-    if (!opened->volume->gate_in_primary()) return "the primary has no gate";
-    for (const BackupSuperblock& backup : opened->volume->backups()) {
-        if (!backup.gate) return "a backup has no gate";
-    }
-    return {};
-}
-
 FaultOperation enabling() {
-    const Files files = make_files(false);
+    const FaultFiles files = make_fault_files(false);
     FaultOperation operation;
     operation.name = "enable";
     operation.image = files.image;
@@ -137,7 +50,7 @@ FaultOperation enabling() {
 }
 
 FaultOperation disabling(bool force) {
-    Files files = make_files(true);
+    FaultFiles files = make_fault_files(true);
     if (!force) {
         ImageDevice device(files.image);
         const auto volume = must(open_any(device, OpenFor::Write));
@@ -164,8 +77,8 @@ FaultOperation disabling(bool force) {
 
 // Leaves only separate units and a little more free, so that a new file has many extents; twice as
 // many as it needs, since what an error left in doubt may stay in lost+found.
-Files make_fragmented() {
-    Files files = make_files(true);
+FaultFiles make_fragmented() {
+    FaultFiles files = make_fault_files(true);
     std::mt19937_64 random(43);
     ImageDevice device(files.image);
     const auto volume = must(open_any(device, OpenFor::Write));
@@ -188,7 +101,7 @@ Files make_fragmented() {
     return files;
 }
 
-FaultOperation creating(const std::string& name, const Files& files, uint64_t units) {
+FaultOperation creating(const std::string& name, const FaultFiles& files, uint64_t units) {
     FaultOperation operation;
     operation.name = "create " + name;
     operation.image = files.image;
@@ -227,7 +140,7 @@ FaultOperation creating(const std::string& name, const Files& files, uint64_t un
 }
 
 FaultOperation releasing() {
-    const Files files = make_files(true);
+    const FaultFiles files = make_fault_files(true);
     FaultOperation operation;
     operation.name = "release";
     operation.image = files.image;
@@ -263,7 +176,8 @@ struct Write {
 };
 
 // open, these writes one after the other, close.
-FaultOperation writing(const std::string& name, const Files& files, std::vector<Write> writes) {
+FaultOperation writing(const std::string& name, const FaultFiles& files,
+                       std::vector<Write> writes) {
     FaultOperation operation;
     operation.name = name;
     operation.image = files.image;
@@ -320,7 +234,7 @@ FaultOperation writing(const std::string& name, const Files& files, std::vector<
 std::vector<FaultOperation> write_operations() {
     using Kind = Write::Kind;
     std::mt19937_64 random(44);
-    const Files files = make_files(true);
+    const FaultFiles files = make_fault_files(true);
     const auto data = [&](uint64_t size) { return random_bytes(size, random); };
     std::vector<FaultOperation> operations;
     operations.push_back(writing("logged writes over mapped blocks", files,
@@ -362,7 +276,7 @@ std::vector<FaultOperation> write_operations() {
 
 FaultOperation recovering() {
     std::mt19937_64 random(45);
-    Files files = make_files(true);
+    FaultFiles files = make_fault_files(true);
     Scenario scenario(files.image, files.models);
     scenario.write(kAtomic, 0, random_bytes(kUnit, random));
     scenario.write(kMixed, 8192, random_bytes(8192, random));
@@ -392,7 +306,7 @@ FaultOperation recovering() {
 
 // Reading changes nothing, and what it returns is right.
 FaultOperation inspecting() {
-    const Files files = make_files(true);
+    const FaultFiles files = make_fault_files(true);
     struct Seen {
         std::vector<ext2_ino_t> atomic;
         std::map<ext2_ino_t, std::string> paths;
@@ -452,11 +366,11 @@ TEST(NthFault, DisableForce) {
 }
 
 TEST(NthFault, CreateEmpty) {
-    run_with_every_fault(creating("an empty file", make_files(true), 0));
+    run_with_every_fault(creating("an empty file", make_fault_files(true), 0));
 }
 
 TEST(NthFault, CreateSmall) {
-    run_with_every_fault(creating("a small file", make_files(true), 3));
+    run_with_every_fault(creating("a small file", make_fault_files(true), 3));
 }
 
 TEST(NthFault, CreateFragmented) {

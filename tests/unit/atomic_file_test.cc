@@ -129,6 +129,31 @@ TEST(CreateFile, Attributes) {
     }
 }
 
+// As for the kernel: repeated slashes are one, and what a slash follows is a directory.
+TEST(Paths, Slashes) {
+    Opened o(debugfs(dirty(), {"mkdir /dir", "symlink /to_dir /dir"}));
+    const auto file = must(create_atomic_file(*o.volume, "//dir///f", {Bytes(0), Bytes(4096)}));
+    for (const char* path : {"/dir/f", "//dir//f", "dir/f", "/to_dir//f", "/./dir/.//f"})
+        EXPECT_EQ(must(lookup(*o.volume, path)), file) << path;
+    for (const char* path : {"/dir", "/dir/", "//dir//", "/to_dir/"})
+        EXPECT_EQ(must(lookup(*o.volume, path)), must(lookup(*o.volume, "/dir"))) << path;
+    for (const char* path : {"/", "//", "///"})
+        EXPECT_EQ(must(lookup(*o.volume, path)), EXT2_ROOT_INO) << path;
+    EXPECT_EQ(code_of(lookup(*o.volume, "/dir/f/")), ENOTDIR);
+    EXPECT_EQ(code_of(lookup(*o.volume, "")), ENOENT);
+}
+
+// Not even zeros are written through a volume that is in doubt.
+TEST(CreateFile, OnAPoisonedVolume) {
+    Opened o(dirty());
+    const Image before = o.image();
+    o.volume->poison(Error{EIO, "in doubt, as after a failed flush"});
+    const auto made = create_atomic_file(*o.volume, "/new", {Bytes(65536), Bytes(4096)});
+    EXPECT_EQ(code_of(made), EIO);
+    EXPECT_THAT(message_of(made), HasSubstr("in doubt"));
+    EXPECT_TRUE(o.image() == before);
+}
+
 TEST(CreateFile, Errors) {
     Opened o(debugfs(dirty(), {"mkdir /dir", "symlink /loop /loop", "symlink /to_dir /dir",
                                "symlink /dir/up ../dir", "symlink /dangling /nowhere"}));
@@ -151,6 +176,11 @@ TEST(CreateFile, Errors) {
                            {"", EINVAL},
                            {"/.", EINVAL},
                            {"/dir/..", EINVAL},
+                           {"/new/", EISDIR},
+                           {"/new//", EISDIR},
+                           {"/dir/", EISDIR},
+                           {"/file/", EISDIR},
+                           {"//dir//file/f", ENOENT},
                            {"/" + std::string(256, 'x'), ENAMETOOLONG}}) {
         const auto made = create_atomic_file(*o.volume, row.path, file);
         EXPECT_EQ(code_of(made), row.code) << row.path << ": " << message_of(made);
@@ -667,6 +697,25 @@ TEST(Disable, AfterInterruption) {
     EXPECT_TRUE(open_for_writing(borrowed(o.memory)));
 }
 
+// The same, with e2fsck in between, which takes the gate away: what is left goes all the same.
+TEST(Disable, AfterInterruptionAndE2fsck) {
+    const std::vector<std::vector<std::string>> states{
+        {"ea_rm / trusted.atomic4.volume"},
+        {"ea_rm / trusted.atomic4.volume", "rm /.atomic4/log"},
+        {"ea_rm / trusted.atomic4.volume", "rm /.atomic4/log", "rm /.atomic4/lock"}};
+    for (const auto& state : states) {
+        Image left = debugfs(dirty(), state);
+        for (const size_t at : {kSuperOffset, size_t{8193} * 1024})
+            edit_super(left, [](auto& s) { s.s_feature_compat &= ~kFeatureCompatAtomic4; }, at);
+        for (const char* path : {"/mine", ""}) {
+            Opened o(*path == 0 ? left : debugfs(left, {"mkdir /.atomic4/mine"}), false);
+            EXPECT_EQ(code_of(disable(*o.volume, false)), *path == 0 ? 0 : EINVAL);
+            EXPECT_EQ(lookup(*o.volume, "/.atomic4").has_value(), *path != 0);
+            EXPECT_EQ(fsck_complaints(o.image()), "");
+        }
+    }
+}
+
 // Interrupted between parts and gate while enabling; or only the backups have the gate.
 TEST(Enable, AfterInterruption) {
     Image image = dirty("1024", {"-g", "1024"});
@@ -675,7 +724,9 @@ TEST(Enable, AfterInterruption) {
         // A read-write opening completes what the backups say.
         Opened o(image, false);
         EXPECT_TRUE(o.volume->gate_in_primary());
-        EXPECT_EQ(code_of(enable(*o.volume, {})), EEXIST);
+        EXPECT_TRUE(must(enable(*o.volume, {})).completed);
+        // Not a second time.
+        EXPECT_EQ(code_of(enable(*open_volume(o.memory), {})), EEXIST);
     }
     std::vector<size_t> copies;
     {
@@ -689,7 +740,22 @@ TEST(Enable, AfterInterruption) {
     EXPECT_FALSE(o.volume->gate());
     const auto old_id = o.volume->attr()->log_id;
     const uint64_t free = o.free_blocks();
-    must(enable(*o.volume, {}));
+    // With another unit or log it would not be this one.
+    for (const auto& [unit, log_size] : {std::pair{65536, 262144}, {16384, 524288}}) {
+        EnableOptions other;
+        other.unit = Bytes(unit);
+        other.log_size = Bytes(log_size);
+        const Image before = o.image();
+        const auto refused = enable(*o.volume, other);
+        EXPECT_EQ(code_of(refused), EEXIST);
+        EXPECT_THAT(message_of(refused),
+                    HasSubstr("with unit 16K and a redo log of 256K: disable it, then enable"));
+        EXPECT_TRUE(o.image() == before);
+    }
+    EnableOptions same;
+    same.unit = Bytes(16384);
+    same.log_size = Bytes(262144);
+    EXPECT_TRUE(must(enable(*o.volume, same)).completed);
     // The log is kept: it may hold acknowledged writes.
     EXPECT_EQ(o.volume->attr()->log_id, old_id);
     EXPECT_EQ(o.free_blocks(), free);
@@ -702,6 +768,19 @@ TEST(Disable, LeavesTheUsersThingsInTheDirectory) {
     EXPECT_TRUE(lookup(*o.volume, "/.atomic4/mine"));
     EXPECT_EQ(code_of(lookup(*o.volume, "/.atomic4/log")), ENOENT);
     EXPECT_EQ(fsck_complaints(o.image()), "");
+}
+
+// Something else has one of our names: nothing is removed, not even the flags of atomic files.
+TEST(Disable, RefusedOverOthersThings) {
+    for (const char* command : {"mkdir /.atomic4/lock", "symlink /.atomic4/lock x"}) {
+        Opened o(debugfs(dirty(), {"rm /.atomic4/lock", command}));
+        must(create_atomic_file(*o.volume, "/db", {Bytes(4096), Bytes(4096)}));
+        const Image before = o.image();
+        const auto refused = disable(*o.volume, true);
+        EXPECT_EQ(code_of(refused), EEXIST);
+        EXPECT_THAT(message_of(refused), HasSubstr("/.atomic4/lock exists and is not a regular"));
+        EXPECT_TRUE(o.image() == before);
+    }
 }
 
 // One failed write, undone: what is in memory says the same as the disk.

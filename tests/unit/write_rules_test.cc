@@ -59,7 +59,7 @@ TEST_F(Rules, Files) {
     open();
     const auto number = create_plain("/f");
     const FileState good = must(writer->file(number));
-    const Volume& volume = writer->volume();
+    Volume& volume = writer->volume();
     EXPECT_TRUE(check_file(volume, good));
     struct Row {
         std::function<void(FileState&)> edit;
@@ -74,6 +74,8 @@ TEST_F(Rules, Files) {
         {type(LINUX_S_IFIFO | 0644), EINVAL, "not a regular file"},
         {type(LINUX_S_IFBLK | 0644), EINVAL, "not a regular file"},
         {[&](FileState& f) { f.number = volume.attr()->log_inode; }, EPERM, "the redo log"},
+        {[&](FileState& f) { f.number = must(lookup(volume, "/.atomic4/lock")); }, EPERM,
+         "the volume's lock file"},
         {flag(EXT2_APPEND_FL), EPERM, "append-only"},
         {flag(EXT2_IMMUTABLE_FL), EPERM, "immutable"},
         {flag(EXT4_ENCRYPT_FL), EOPNOTSUPP, "encrypted"},

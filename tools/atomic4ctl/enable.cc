@@ -19,11 +19,14 @@ Result<int> run(const Context& context, const EnableCommand& command) {
     if (context.json) {
         const nlohmann::json report = {{"device", command.device},
                                        {"unit", plan.unit.value()},
-                                       {"log_size", plan.log_size.value()}};
+                                       {"log_size", plan.log_size.value()},
+                                       {"completed", plan.completed}};
         context.print(report.dump(2) + "\n");
     } else {
-        context.print(fmt::format("{}: atomic4 enabled, unit {}, redo log {}\n", command.device,
-                                  format_size(plan.unit), format_size(plan.log_size)));
+        context.print(
+            fmt::format("{}: atomic4 enabled, unit {}, redo log {}{}\n", command.device,
+                        format_size(plan.unit), format_size(plan.log_size),
+                        plan.completed ? " (completed: only the gate bit was missing)" : ""));
     }
     return 0;
 }

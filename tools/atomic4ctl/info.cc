@@ -14,6 +14,11 @@ namespace atomic4::tools {
 
 namespace {
 
+Result<size_t> log_runs(Volume& volume) {
+    const FileState file = A4_TRY(read_file(volume, volume.attr()->log_inode));
+    return A4_TRY(locate_range(volume, file, ByteOffset(0), file.size)).size();
+}
+
 nlohmann::json log_report(Volume& volume) {
     nlohmann::json json;
     if (!volume.attr()) {
@@ -29,10 +34,12 @@ nlohmann::json log_report(Volume& volume) {
         return json;
     }
     json["size"] = (*log)->size().value();
-    if (const auto file = read_file(volume, attr.log_inode)) {
-        if (const auto runs = locate_range(volume, *file, ByteOffset(0), file->size))
-            json["runs"] = runs->size();
+    const auto runs = log_runs(volume);
+    if (!runs) {
+        json["error"] = runs.error().message;
+        return json;
     }
+    json["runs"] = *runs;
     const auto contents = read_log(**log, attr.log_id);
     if (!contents) {
         json["error"] = contents.error().message;
@@ -94,9 +101,10 @@ Result<int> run(const Context& context, const InfoCommand& command) {
     const auto line = [&](const char* name, const std::string& value) {
         text += fmt::format("  {:<14} {}\n", name, value);
     };
-    line("atomic4", !volume->gate()  ? "no: a plain ext4"
-                    : volume->attr() ? fmt::format("yes, version {}", kVolumeVersion)
-                                     : "interrupted: run atomic4ctl enable or disable again");
+    line("atomic4", !volume->gate()        ? "no: a plain ext4"
+                    : volume->attr()       ? fmt::format("yes, version {}", kVolumeVersion)
+                    : volume->attr_error() ? "yes, but not readable (see redo log)"
+                                           : "interrupted: run atomic4ctl enable or disable again");
     if (mounted) line("mounted on", fmt::format("{} (what follows may be out of date)", *mounted));
     line("blocks", fmt::format("{} of {} bytes, {} free", ext2fs_blocks_count(&super),
                                volume->block_size(), ext2fs_free_blocks_count(&super)));

@@ -37,6 +37,8 @@ Result<int> run(const Context& context, const StatusCommand& command) {
     auto log = A4_TRY(open_log_device(*volume));
     const LogContents contents = A4_TRY(read_log(*log, volume->attr()->log_id));
     const WriteLimits limits = write_limits(*volume, log_unit_max(contents.superblock.capacity()));
+    // What check_file needs to read is read here: below, an error of it is a rule.
+    A4_TRY(volume->lock_inode());
     const auto takes = check_file(*volume, file);
     std::optional<LayoutReport> layout;
     if (file.atomic && file.unit && check_unit(*volume, *file.unit))

@@ -17,7 +17,6 @@
 #include "common/progress.h"
 #include "device/ownership.h"
 #include "ext4/format.h"
-#include "writer/enable.h"
 
 namespace atomic4::tools {
 
@@ -127,7 +126,8 @@ Result<> run_mke2fs(const MkfsCommand& command, Run which) {
     return {};
 }
 
-// On failure: whether it may have left its changes half-done, as an I/O error does.
+}  // namespace
+
 Result<EnablePlan> enable_new(const Context& context, const MkfsCommand& command,
                               const EnableOptions& options, bool& half_done) {
     const Progress progress("enabling atomic4");
@@ -141,8 +141,6 @@ Result<EnablePlan> enable_new(const Context& context, const MkfsCommand& command
     }
     return plan;
 }
-
-}  // namespace
 
 Result<int> run(const Context& context, const MkfsCommand& command) {
     A4_CHECK(check_wishes(command));

@@ -11,6 +11,7 @@
 
 #include "base/units.h"
 #include "common/context.h"
+#include "writer/enable.h"
 
 namespace atomic4::tools {
 
@@ -27,5 +28,10 @@ struct MkfsCommand {
     bool quiet = false;
 };
 Result<int> run(const Context& context, const MkfsCommand& command);
+
+// The part after mke2fs: enables atomic4 on the new volume. On failure, half_done says whether
+// changes may have been left half-done, as after an I/O error; otherwise it is a plain ext4.
+Result<EnablePlan> enable_new(const Context& context, const MkfsCommand& command,
+                              const EnableOptions& options, bool& half_done);
 
 }  // namespace atomic4::tools
