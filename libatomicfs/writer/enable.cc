@@ -97,6 +97,29 @@ Result<> check_parts(Volume& volume) {
     return {};
 }
 
+// Whether /.atomic4/log and lock are where they belong. The attribute can stand without them: names
+// are written last.
+Result<bool> parts_are_named(Volume& volume) {
+    const auto directory = A4_TRY(find(volume, EXT2_ROOT_INO, kDirectoryName));
+    if (!directory || !LINUX_S_ISDIR(directory->inode.i_mode)) return false;
+    const auto log = A4_TRY(find(volume, directory->number, kLogName));
+    const auto lock = A4_TRY(find(volume, directory->number, kLockName));
+    return log && volume.attr() && log->number == volume.attr()->log_inode && lock &&
+           !lock->dangling();
+}
+
+// The log that the attribute names, if it got no name: proved by its generation, flag and kind.
+Result<> stage_delete_unnamed_log(Volume& volume) {
+    if (!volume.attr() || A4_TRY(parts_are_named(volume))) return {};
+    const auto file = read_file(volume, volume.attr()->log_inode, volume.attr()->log_generation);
+    if (!file && (file.error().code == ESTALE || file.error().code == EUCLEAN)) return {};
+    A4_CHECK(file);
+    const bool ours = LINUX_S_ISREG(file->inode.i_mode) && file->atomic &&
+                      file->inode.i_links_count == 1 &&
+                      A4_TRY(paths_of(volume, {file->number})).empty();
+    return ours ? stage_delete(volume, file->number) : Result<>{};
+}
+
 Result<> stage_remove(Volume& volume, ext2_ino_t directory, const char* name, const Entry& entry) {
     A4_CHECK(unlink_name(volume, {directory, name}, entry.number));
     if (entry.dangling()) return {};
@@ -117,6 +140,7 @@ Result<> remove_parts(Volume& volume) {
     A4_CHECK(check_parts(volume));
     {
         Transaction transaction(volume);
+        A4_CHECK(stage_delete_unnamed_log(volume));
         A4_CHECK(volume.stage_attr(std::nullopt));
         A4_CHECK(transaction.commit(Transaction::Order::Freeing));
     }
@@ -244,16 +268,23 @@ Result<EnablePlan> enable(Volume& volume, const EnableOptions& options) {
         const auto log = open_log_device(volume);
         const auto contents = log ? read_log(**log, volume.attr()->log_id)
                                   : Result<LogContents>(tl::unexpect, log.error());
-        if (contents) {
+        if (contents && (enabled || A4_TRY(parts_are_named(volume)))) {
             const EnablePlan there{volume.attr()->unit, contents->superblock.log_size, true};
             A4_CHECK(check_same(volume, there, options));
             if (!enabled) A4_CHECK(volume.write_gate(true));
             return there;
         }
-        if (enabled) return fail(Error(contents.error()));
-        // Neither what can't be read now, nor what is no longer readable, is ours to throw away.
-        if (contents.error().code == EIO || volume.needs_replay())
-            return fail(Error(contents.error()));
+        if (!contents) {
+            // Neither what can't be read now, nor what is no longer readable, is ours to throw
+            // away.
+            if (enabled || contents.error().code == EIO || volume.needs_replay())
+                return fail(Error(contents.error()));
+        } else if (!contents->live.empty()) {
+            return fail(EEXIST,
+                        "{}: the redo log holds {}, but /{} is not whole: run e2fsck -fy, then "
+                        "enable it again",
+                        volume.name(), counted(contents->live.size(), "record"), kDirectoryName);
+        }
     }
     const auto directory = A4_TRY(find(volume, EXT2_ROOT_INO, kDirectoryName));
     if (volume.attr() || volume.attr_error() || directory) {
