@@ -29,14 +29,15 @@ extern "C" {
 static errcode_t atomic4_choose_block(ext2_filsys fs, blk64_t goal, blk64_t* ret) {
     Volume& volume = volume_of(fs);
     auto block = volume.allocator().choose_block(Pblk(goal));
-    if (!block && block.error().code == ENOSPC) {
+    if (!block && nothing_to_be_had(block.error())) {
         // Windows that files hold in memory are no reason to refuse.
         volume.preallocations().release_all();
         block = volume.allocator().choose_block(Pblk(goal));
     }
     if (!block) {
         if (block.error().code == ENOSPC) return EXT2_ET_BLOCK_ALLOC_FAIL;
-        volume.adapter().latch(block.error());
+        // Only damaged groups are left: refused like a lack of space, not in doubt.
+        if (block.error().code != EUCLEAN) volume.adapter().latch(block.error());
         return static_cast<errcode_t>(block.error().code);
     }
     volume.descriptors().touch(ext2fs_group_of_blk2(fs, block->value()));
@@ -69,6 +70,13 @@ static errcode_t atomic4_choose_range(ext2_filsys fs, int flags, blk64_t goal, b
 static void atomic4_block_changed(ext2_filsys fs, blk64_t block, int inuse) {
     Volume& volume = volume_of(fs);
     const dgrp_t group = ext2fs_group_of_blk2(fs, block);
+    if (inuse < 0) {
+        // A bitmap that isn't in memory is proved against the count from before.
+        volume.descriptors().uncount_block(group, inuse);
+        const auto bits = volume.block_bitmaps().get(group);
+        if (!bits && volume.block_bitmaps().is_damaged(group)) return;  // stays in use
+        volume.descriptors().uncount_block(group, -inuse);
+    }
     volume.descriptors().touch_after_block_change(group, inuse);
     const auto bit = static_cast<uint32_t>(block - ext2fs_group_first_block2(fs, group));
     const auto done = volume.block_bitmaps().set(group, bit, 1, inuse > 0, false);
@@ -264,6 +272,17 @@ void Volume::set_up_allocation() {
     inodes_ =
         std::make_unique<InodeAllocator>(fs_, *inode_bitmaps_, *block_bitmaps_, *descriptors_);
     if (options_.purpose != OpenFor::Write) return;
+    // Left by check_state only while recovering.
+    for (dgrp_t group = 0; group < fs_->group_desc_count; ++group) {
+        if (!ext2fs_has_group_desc_csum(fs_) || ext2fs_group_desc_csum_verify(fs_, group) != 0)
+            continue;
+        const Error why{EUCLEAN, fmt::format("group {}: the descriptor has a bad checksum: the "
+                                             "volume needs e2fsck",
+                                             group)};
+        descriptors_->freeze(group);
+        block_bitmaps_->mark_damaged(group, why);
+        inode_bitmaps_->mark_damaged(group, why);
+    }
     // The library wants a block map to exist (expand_dir, alloc_stats); it never sees the real
     // ones.
     fs_->default_bitmap_type = EXT2FS_BMAP64_RBTREE;

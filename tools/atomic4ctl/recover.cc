@@ -19,6 +19,7 @@ Result<int> run(const Context& context, const RecoverCommand& command) {
                                      {"skipped", report.skipped},
                                      {"conflicts", report.conflicts},
                                      {"failed", report.failed},
+                                     {"bitmaps_rebuilt", report.rebuilt},
                                      {"records_discarded", report.discarded},
                                      {"log_end", to_text(report.end)},
                                      {"log_end_detail", report.end_detail},
@@ -31,6 +32,7 @@ Result<int> run(const Context& context, const RecoverCommand& command) {
     if (report.discarded > 0) text += fmt::format(", {} discarded", report.discarded);
     text += "\n";
     for (const std::string& line : report.skipped) text += fmt::format("  skipped: {}\n", line);
+    for (const std::string& line : report.rebuilt) text += fmt::format("  rebuilt: {}\n", line);
     for (const std::string& line : report.failed) text += fmt::format("  not replayed: {}\n", line);
     for (const std::string& line : report.conflicts) {
         text += fmt::format("  conflict{}: {}\n",
