@@ -116,6 +116,140 @@ Result<std::vector<Mapping>> map_indirect(Volume& volume, ext2_ino_t number, ext
     return mappings;
 }
 
+uint64_t end_of(const ext2fs_extent& extent) {
+    return extent.e_lblk + extent.e_len;
+}
+
+bool unwritten(const ext2fs_extent& extent) {
+    return (extent.e_flags & EXT2_EXTENT_FLAGS_UNINIT) != 0;
+}
+
+// Whether two extents can be written as one.
+bool continues(const ext2fs_extent& left, const ext2fs_extent& right) {
+    return end_of(left) == right.e_lblk && left.e_pblk + left.e_len == right.e_pblk &&
+           unwritten(left) == unwritten(right) &&
+           left.e_len + right.e_len <= (unwritten(left) ? kMaxUnwritten : kMaxWritten);
+}
+
+// The leaf that a logical block belongs to, and where the next leaf begins.
+struct Leaf {
+    std::vector<ext2fs_extent> extents;
+    uint64_t end = uint64_t{1} << 32;
+};
+
+Result<Leaf> leaf_at(ext2_extent_handle_t handle, uint64_t lblk, const std::string& what) {
+    Leaf leaf;
+    const auto go = [&]() -> Result<> {
+        const errcode_t code = ext2fs_extent_goto2(handle, 0, lblk);
+        return check_errcode(code == EXT2_ET_EXTENT_NOT_FOUND ? 0 : code, what);
+    };
+    A4_CHECK(go());
+    ext2fs_extent extent{};
+    errcode_t code = 0;
+    // The next index entry, at the lowest level that has one.
+    while ((code = ext2fs_extent_get(handle, EXT2_EXTENT_UP, &extent)) == 0) {
+        code = ext2fs_extent_get(handle, EXT2_EXTENT_NEXT_SIB, &extent);
+        if (code == EXT2_ET_EXTENT_NO_NEXT) continue;
+        A4_CHECK(check_errcode(code, what));
+        leaf.end = extent.e_lblk;
+        break;
+    }
+    if (code != 0 && code != EXT2_ET_EXTENT_NO_UP) return fail(error_from_errcode(code, what));
+    A4_CHECK(go());
+    code = ext2fs_extent_get(handle, EXT2_EXTENT_FIRST_SIB, &extent);
+    while (code == 0) {
+        const bool ascends = leaf.extents.empty() || end_of(leaf.extents.back()) <= extent.e_lblk;
+        if (extent.e_len == 0 || !ascends || end_of(extent) > leaf.end)
+            return fail(EUCLEAN, "{}: overlapping extents at {}: the volume needs e2fsck", what,
+                        extent.e_lblk);
+        leaf.extents.push_back(extent);
+        code = ext2fs_extent_get(handle, EXT2_EXTENT_NEXT_SIB, &extent);
+    }
+    if (code != EXT2_ET_EXTENT_NO_NEXT) return fail(error_from_errcode(code, what));
+    return leaf;
+}
+
+// Extents [first, first + replaced) of a leaf become these.
+struct Edit {
+    size_t first = 0;
+    size_t replaced = 0;
+    std::vector<ext2fs_extent> extents;
+    bool leaf_is_empty = false;
+};
+
+// What putting this extent into its leaf means: what it covers goes, what sticks out on either side
+// stays, and neighbours that it continues become one with it.
+Edit plan_edit(const Leaf& leaf, const ext2fs_extent& extent) {
+    Edit edit;
+    const auto& old = leaf.extents;
+    edit.leaf_is_empty = old.empty();
+    while (edit.first < old.size() && end_of(old[edit.first]) <= extent.e_lblk) ++edit.first;
+    size_t last = edit.first;
+    while (last < old.size() && old[last].e_lblk < end_of(extent)) ++last;
+    const auto add = [&](ext2fs_extent next) {
+        if (!edit.extents.empty() && continues(edit.extents.back(), next))
+            edit.extents.back().e_len += next.e_len;
+        else
+            edit.extents.push_back(next);
+    };
+    if (edit.first < last && old[edit.first].e_lblk < extent.e_lblk) {
+        ext2fs_extent before = old[edit.first];
+        before.e_len = static_cast<uint32_t>(extent.e_lblk - before.e_lblk);
+        add(before);
+    } else if (edit.first > 0 && continues(old[edit.first - 1], extent)) {
+        add(old[--edit.first]);
+    }
+    add(extent);
+    if (edit.first < last && end_of(old[last - 1]) > end_of(extent)) {
+        ext2fs_extent after = old[last - 1];
+        const auto cut = static_cast<uint32_t>(end_of(extent) - after.e_lblk);
+        after.e_lblk += cut;
+        after.e_pblk += cut;
+        after.e_len -= cut;
+        add(after);
+    } else if (last < old.size() && continues(edit.extents.back(), old[last])) {
+        add(old[last++]);
+    }
+    edit.replaced = last - edit.first;
+    return edit;
+}
+
+// Goes to an extent of the current leaf.
+Result<> go_to_index(ext2_extent_handle_t handle, size_t index, const std::string& what) {
+    ext2fs_extent extent{};
+    A4_CHECK(check_errcode(ext2fs_extent_get(handle, EXT2_EXTENT_FIRST_SIB, &extent), what));
+    for (size_t i = 0; i < index; ++i)
+        A4_CHECK(check_errcode(ext2fs_extent_get(handle, EXT2_EXTENT_NEXT_SIB, &extent), what));
+    return {};
+}
+
+// The handle is in the edit's leaf. Replaces and deletes before it inserts: a leaf that has to be
+// split is then in order. No leaf ever becomes empty, so no block is given back.
+Result<> apply(ext2_extent_handle_t handle, Edit edit, const std::string& what) {
+    const size_t kept = std::min(edit.replaced, edit.extents.size());
+    for (size_t i = 0; i < kept; ++i) {
+        A4_CHECK(go_to_index(handle, edit.first + i, what));
+        A4_CHECK(check_errcode(ext2fs_extent_replace(handle, 0, &edit.extents[i]), what));
+    }
+    if (edit.replaced > kept) A4_CHECK(go_to_index(handle, edit.first + kept, what));
+    for (size_t i = kept; i < edit.replaced; ++i)
+        A4_CHECK(check_errcode(ext2fs_extent_delete(handle, 0), what));
+    if (kept > 0) {
+        A4_CHECK(go_to_index(handle, edit.first, what));
+        A4_CHECK(check_errcode(ext2fs_extent_fix_parents(handle), what));
+    }
+    // The rest goes after the extent before it, or to the leaf's begin.
+    const size_t before = edit.first + kept;
+    if (kept < edit.extents.size() && !edit.leaf_is_empty)
+        A4_CHECK(go_to_index(handle, before == 0 ? 0 : before - 1, what));
+    for (size_t i = kept; i < edit.extents.size(); ++i) {
+        const int flags = before == 0 && i == 0 ? 0 : EXT2_EXTENT_INSERT_AFTER;
+        A4_CHECK(check_errcode(ext2fs_extent_insert(handle, flags, &edit.extents[i]), what));
+        A4_CHECK(check_errcode(ext2fs_extent_fix_parents(handle), what));
+    }
+    return {};
+}
+
 }  // namespace
 
 Result<std::vector<Mapping>> map_range(Volume& volume, ext2_ino_t number, ext2_inode inode,
@@ -129,11 +263,17 @@ Result<std::vector<Mapping>> map_range(Volume& volume, ext2_ino_t number, ext2_i
 Result<> set_mapping(Volume& volume, ext2_ino_t number, ext2_inode* inode, Lblk lblk, PblkRun run,
                      MapState state) {
     const auto handle = A4_TRY(open_tree(volume, number, inode));
-    const int flags = state == MapState::Unwritten ? EXT2_EXTENT_SET_BMAP_UNINIT : 0;
-    for (uint64_t i = 0; i < run.length.value(); ++i) {
-        A4_CHECK(check_errcode(
-            ext2fs_extent_set_bmap(handle.get(), lblk.value() + i, run.start.value() + i, flags),
-            fmt::format("extent tree of inode {}", number)));
+    const std::string what = fmt::format("extent tree of inode {}", number);
+    const uint32_t flags = state == MapState::Unwritten ? EXT2_EXTENT_FLAGS_UNINIT : 0;
+    uint64_t done = 0;
+    while (done < run.length.value()) {
+        const uint64_t at = lblk.value() + done;
+        const auto leaf = A4_TRY(leaf_at(handle.get(), at, what));
+        const uint64_t count = std::min({run.length.value() - done, leaf.end - at,
+                                         uint64_t{flags == 0 ? kMaxWritten : kMaxUnwritten}});
+        const ext2fs_extent part{run.start.value() + done, at, static_cast<uint32_t>(count), flags};
+        A4_CHECK(apply(handle.get(), plan_edit(leaf, part), what));
+        done += count;
     }
     return {};
 }

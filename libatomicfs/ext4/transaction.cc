@@ -171,7 +171,8 @@ Result<> Transaction::commit(Order order) {
     Images bitmaps;
     Images tree;
     Images inodes;
-    Images old_index;  // allocating only, and so are the leaves
+    Images old_names;  // allocating only, and so are the next two
+    Images old_index;
     Images old_leaves;
     Images before;
     std::vector<std::vector<std::byte>> kept;
@@ -206,8 +207,9 @@ Result<> Transaction::commit(Order order) {
         Images* images = first_inode_in(fs, block) ? &inodes : &tree;
         if (!freeing && images == &tree && !volume_.block_bitmaps().newly_used(block)) {
             const Node node = node_kind(bytes);
-            if (node == Node::Index) images = &old_index;
-            if (node == Node::Leaf) images = &old_leaves;
+            images = node == Node::Index  ? &old_index
+                     : node == Node::Leaf ? &old_leaves
+                                          : &old_names;
         }
         (*images)[block] = bytes;
         A4_CHECK(keep_old(block));
@@ -216,7 +218,8 @@ Result<> Transaction::commit(Order order) {
 
     const std::vector<const Images*> steps =
         freeing ? std::vector<const Images*>{&inodes, &tree, &bitmaps}
-                : std::vector<const Images*>{&bitmaps, &tree, &inodes, &old_index, &old_leaves};
+                : std::vector<const Images*>{&bitmaps,   &tree,      &inodes,
+                                             &old_names, &old_index, &old_leaves};
     std::vector<const Images*> written;
     bool flush_failed = false;
     const auto run = [&]() -> Result<> {

@@ -8,21 +8,25 @@
 //   Allocating                                       Freeing
 //   1 bitmaps, group descriptors   (blocks leaked    1 inodes, superblock
 //     flush                         at worst)          flush
-//   2 new tree blocks, directories, xattrs           2 directories
-//     flush                                            flush
+//   2 new blocks of trees, directories,              2 directories
+//     xattrs; flush                                    flush
 //   3 inodes, superblock                             3 bitmaps, group descriptors
 //     flush                                            flush
-//   4 index nodes that were there before,
+//   4 directory blocks that were there before
+//     flush
+//   5 index nodes that were there before,
 //     flush, leaves of deeper trees, flush
 //
-// so that no inode ever points at a block that the bitmaps call free (another file would get it),
-// and that no inode is in use without a name: a name may refer to an inode that isn't in use.
+// so that no inode ever points at a block that the bitmaps call free (another file would get it).
+// What is made gets its name last: the kernel, which would record an error for a name without an
+// inode, meets none. What is removed loses its inode first: whoever runs the removal again still
+// finds it by its name.
 //
 // A leaf right under an inode that was there before is not written where it stands: it moves to a
 // new block, and the inode's sector switches from the old mapping to the new one; then the old
 // block is given back, in an operation of its own. A torn or half-done change of a leaf would take
 // mappings with it that have nothing to do with this operation. Deeper trees (more than 1,300
-// extents) and full volumes do without: 4 at least lets both halves of a split leaf be found.
+// extents) and full volumes do without: 5 at least lets both halves of a split leaf be found.
 //
 // What a crash can leave is blocks in use that nobody owns, wrong counts, a bitmap whose checksum
 // is old, and, in a deeper tree, extents in two leaves or a torn leaf: e2fsck's work (RECOVERY.md).

@@ -140,11 +140,29 @@ bool says_what_to_do(const std::string& message) {
     return false;
 }
 
+// The kernel records an error when it comes across one.
+std::string names_without_inode(Device& device) {
+    const auto volume = open_any(device, OpenFor::Inspect);
+    if (!volume) return volume.error().message;
+    std::string found;
+    for (const char* path : {"/new", "/.atomic4", "/.atomic4/log", "/.atomic4/lock"}) {
+        const auto number = lookup(**volume, path);
+        if (!number) continue;
+        ext2_inode inode{};
+        if (ext2fs_read_inode((*volume)->fs(), *number, &inode) != 0 || inode.i_links_count == 0)
+            found += std::string(path) + " is a name without an inode; ";
+    }
+    return found;
+}
+
 // The state right after the cut, before anything is run.
 std::string judge_opening(Image& image, What what) {
     const RawSuper raw = raw_super(image);
     if (!raw.checksum_right) return "the superblock's checksum is wrong";
     ImageDevice device(image);
+    if (what == What::Create || what == What::Enable) {
+        if (auto wrong = names_without_inode(device); !wrong.empty()) return wrong;
+    }
     const auto opened = open_for_writing(borrowed(device));
     if (opened) return {};
     const std::string& message = opened.error().message;

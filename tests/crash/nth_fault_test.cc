@@ -162,14 +162,15 @@ FaultOperation disabling(bool force) {
 
 // --- Files ------------------------------------------------------------------------------------
 
-// Leaves only separate units and a little more free, so that a new file has many extents.
+// Leaves only separate units and a little more free, so that a new file has many extents; twice as
+// many as it needs, since what an error left in doubt may stay in lost+found.
 Files make_fragmented() {
     Files files = make_files(true);
     std::mt19937_64 random(43);
     ImageDevice device(files.image);
     const auto volume = must(open_any(device, OpenFor::Write));
     std::vector<ext2_ino_t> holes;
-    for (int i = 0; i < 24; ++i) {
+    for (int i = 0; i < 40; ++i) {
         const auto path = fmt::format("/piece{}", i);
         const ext2_ino_t inode =
             must(create_atomic_file(*volume, path, {Bytes(kUnit), Bytes(kUnit)}));
