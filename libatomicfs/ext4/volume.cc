@@ -107,6 +107,13 @@ std::string what_is_there(const std::string& path) {
     return found;
 }
 
+tl::unexpected<Error> bad_superblock_checksum(const std::string& why) {
+    return fail(EUCLEAN,
+                "the superblock has a bad checksum, {}: if it is sound otherwise, debugfs -n -w -R "
+                "\"set_super_value wtime now\" gives it a right one",
+                why);
+}
+
 bool default_may_use_reserved(const ext2_super_block& super) {
     if (geteuid() == 0 || geteuid() == super.s_def_resuid) return true;
     return super.s_def_resgid != 0 && getegid() == super.s_def_resgid;
@@ -133,6 +140,58 @@ Result<std::unique_ptr<Volume>> Volume::open(std::unique_ptr<Device> device,
     return volume;
 }
 
+// Through a primary superblock with a right checksum, if it can be proved.
+Result<errcode_t> Volume::open_filesystem(int flags) {
+    constexpr size_t kBlock = 4096;  // as staging_ begins
+    superblock_proof_ = A4_TRY(prove_superblock(*device_));
+    const bool repaired =
+        superblock_proof_ && superblock_proof_->repaired && device_->size().value() >= kBlock;
+    if (repaired) {
+        std::vector<std::byte> block(kBlock);
+        A4_CHECK(device_->read(ByteOffset(0), block).context("superblock"));
+        std::memcpy(block.data() + 1024, &*superblock_proof_->repaired, sizeof(ext2_super_block));
+        staging_.overlay(0, std::move(block));
+    }
+    const errcode_t code = adapter_.open_through(flags, &fs_);
+    if (repaired) staging_.drop();
+    return code;
+}
+
+// After the copies have been read: writes what was proved, before anything else is written and
+// whatever state the volume is in (the kernel needs a superblock to recover it).
+Result<> Volume::settle_repair() {
+    if (!superblock_proof_) return {};
+    // A plain ext4 is not ours to repair: stock tools take it.
+    if (!gate_)
+        return bad_superblock_checksum("and no copy of it says that this is an atomic4 volume");
+    std::string what =
+        fmt::format("the superblock had a bad checksum, and {}", superblock_proof_->why);
+    if (options_.purpose != OpenFor::Write) {
+        notices_.push_back(what +
+                           ": it is read as repaired, and repaired when next opened for "
+                           "writing");
+        return {};
+    }
+    // Its free counts may be old and new halves: the descriptors decide, as for kernel and e2fsck.
+    blk64_t blocks = 0;
+    uint32_t inodes = 0;
+    bool sound = true;
+    for (dgrp_t group = 0; group < fs_->group_desc_count; ++group) {
+        sound = sound && (!ext2fs_has_group_desc_csum(fs_) ||
+                          ext2fs_group_desc_csum_verify(fs_, group) != 0);
+        blocks += ext2fs_bg_free_blocks_count(fs_, group);
+        inodes += ext2fs_bg_free_inodes_count(fs_, group);
+    }
+    if (sound) {
+        ext2fs_free_blocks_count_set(fs_->super, blocks);
+        fs_->super->s_free_inodes_count = inodes;
+    }
+    A4_CHECK(write_primary_superblock(fs_, *device_));
+    A4_CHECK(device_->flush());
+    notices_.push_back(what + ": repaired");
+    return {};
+}
+
 Result<> Volume::load() {
     const bool writing = options_.purpose == OpenFor::Write;
     if (writing && device_->read_only())
@@ -141,7 +200,7 @@ Result<> Volume::load() {
     // The checksums are verified: a damaged superblock does not get past this.
     int flags = EXT2_FLAG_64BITS | EXT2_FLAG_FORCE | EXT2_FLAG_SKIP_MMP;
     if (writing) flags |= EXT2_FLAG_RW;
-    const errcode_t code = adapter_.open_through(flags, &fs_);
+    const errcode_t code = A4_TRY(open_filesystem(flags));
     if (adapter_.latched()) {
         Error error = *adapter_.latched();
         if (error.code == EINVAL) {
@@ -156,11 +215,8 @@ Result<> Volume::load() {
             return fail(EINVAL, "not an ext4 volume: no valid superblock (mkfs.atomic4 makes one)");
         return fail(EINVAL, "not an ext4 volume: it holds {}", found);
     }
-    if (code == EXT2_ET_SB_CSUM_INVALID) {
-        return fail(EUCLEAN,
-                    "the superblock has a bad checksum: if it is sound otherwise, debugfs -n -w -R "
-                    "\"set_super_value wtime now\" gives it a right one");
-    }
+    if (superblock_proof_ && !superblock_proof_->repaired)
+        return bad_superblock_checksum(superblock_proof_->why);
     A4_CHECK(check_errcode(code, "not a usable ext4 volume"));
     fs_->priv_data = this;
     staging_.set_block_size(block_size());
@@ -180,6 +236,7 @@ Result<> Volume::load() {
     backups_ = A4_TRY(read_backup_superblocks(fs_, *device_));
     gate_ = gate_in_primary();
     for (const BackupSuperblock& backup : backups_) gate_ = gate_ || backup.gate;
+    A4_CHECK(settle_repair());
     if (options_.purpose != OpenFor::Inspect) A4_CHECK(check_state());
     A4_CHECK(read_attr());
     if (options_.require_atomic4 && !gate_ && attr_) {

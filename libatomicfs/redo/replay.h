@@ -38,6 +38,7 @@ struct ReplayReport {
     std::vector<std::string> conflicts;  // records kept (Keep), or overwritten (Force)
     std::vector<std::string> failed;     // records kept: no space, or a damaged file
     std::vector<std::string> rebuilt;    // block bitmaps
+    std::vector<std::string> notices;    // what opening repaired (Volume::notices)
     uint64_t discarded = 0;              // records dropped
     LogEnd end = LogEnd::Clean;
     std::string end_detail;

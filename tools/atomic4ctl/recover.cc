@@ -12,6 +12,7 @@ Result<int> run(const Context& context, const RecoverCommand& command) {
     const ReplayReport report = A4_TRY(
         recover(A4_TRY(context.open_device(command.device, Access::ReadWrite, Sharing::Exclusive)),
                 command.policy));
+    warn_of_repairs(context, command.device, report.notices);
     if (context.json) {
         const nlohmann::json json = {{"device", command.device},
                                      {"records_replayed", report.records},
