@@ -54,7 +54,8 @@ class Checker {
         report_.findings.push_back({id, std::move(where), std::move(detail)});
     }
 
-    void check_gate() {
+    Result<> check_gate() {
+        A4_CHECK(volume_.read_every_copy());
         if (!volume_.gate_in_primary()) add(FindingId::GateMissing, "superblock", "the primary");
         for (const BackupSuperblock& backup : volume_.backups()) {
             if (!backup.gate) {
@@ -63,6 +64,7 @@ class Checker {
                                 backup.group));
             }
         }
+        return {};
     }
 
     void check_log() {
@@ -201,7 +203,7 @@ bool CheckReport::clean() const {
 Result<CheckReport> check_volume(Volume& volume) {
     CheckReport report;
     Checker checker(volume, report);
-    checker.check_gate();
+    A4_CHECK(checker.check_gate());
     checker.check_log();
     const auto inodes = A4_TRY(find_atomic_inodes(volume));
     const auto paths = A4_TRY(paths_of(volume, {inodes.begin(), inodes.end()}));

@@ -233,8 +233,9 @@ Result<> Volume::load() {
                     "truncated: the filesystem has {} blocks of {} bytes, the device only {} bytes",
                     ext2fs_blocks_count(&super), fs_->blocksize, device_->size());
     }
-    backups_ = A4_TRY(read_backup_superblocks(fs_, *device_));
     gate_ = gate_in_primary();
+    backups_ = A4_TRY(read_backup_superblocks(
+        fs_, *device_, gate_ && !options_.every_copy ? Copies::Some : Copies::Every));
     for (const BackupSuperblock& backup : backups_) gate_ = gate_ || backup.gate;
     A4_CHECK(settle_repair());
     if (options_.purpose != OpenFor::Inspect) A4_CHECK(check_state());
@@ -260,6 +261,11 @@ Result<> Volume::load() {
             everywhere = everywhere && (backup.gate || !backup.valid);
         if (!everywhere) A4_CHECK(write_gate(true));
     }
+    return {};
+}
+
+Result<> Volume::read_every_copy() {
+    backups_ = A4_TRY(read_backup_superblocks(fs_, *device_, Copies::Every));
     return {};
 }
 

@@ -48,6 +48,9 @@ struct VolumeOptions {
     // To replay the redo log: while the needs-replay bit is set, recorded errors and damage
     // elsewhere are no obstacle.
     bool recovering = false;
+    // Look at every superblock copy even where there are thousands (superblock_copies.h): for
+    // enable and disable.
+    bool every_copy = false;
     // Whether this user may have root's reserved blocks; by default as the kernel decides.
     std::optional<bool> may_use_reserved;
 };
@@ -70,7 +73,11 @@ class Volume {
 
     bool gate() const { return gate_; }
     bool gate_in_primary() const;
+    // The copies that opening looked at. All of them if the primary has no gate bit: then any one
+    // of them decides. Else, where there are many, some: a copy of an atomic4 volume loses the gate
+    // only by foreign tools, since the primary gets it last and loses it first.
     const std::vector<BackupSuperblock>& backups() const { return backups_; }
+    Result<> read_every_copy();
     const std::optional<VolumeAttr>& attr() const { return attr_; }
     // What opening repaired, for people.
     const std::vector<std::string>& notices() const { return notices_; }

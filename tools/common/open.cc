@@ -44,6 +44,7 @@ Result<std::unique_ptr<Volume>> open_any_to_write(const Context& context,
     VolumeOptions options;
     options.purpose = OpenFor::Write;
     options.require_atomic4 = false;
+    options.every_copy = true;
     return open_and_warn(context, device, Access::ReadWrite, options);
 }
 
