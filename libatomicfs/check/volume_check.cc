@@ -55,7 +55,8 @@ class Checker {
         report_.findings.push_back({id, std::move(where), std::move(detail)});
     }
 
-    void check_gate() {
+    Result<> check_gate() {
+        A4_CHECK(volume_.read_every_copy());
         if (!volume_.gate_in_primary()) add(FindingId::GateMissing, "superblock", "the primary");
         for (const BackupSuperblock& backup : volume_.backups()) {
             if (!backup.gate) {
@@ -64,6 +65,7 @@ class Checker {
                                 backup.group));
             }
         }
+        return {};
     }
 
     void check_log() {
@@ -202,7 +204,7 @@ bool CheckReport::clean() const {
 Result<CheckReport> check_volume(Volume& volume) {
     CheckReport report;
     Checker checker(volume, report);
-    checker.check_gate();
+    A4_CHECK(checker.check_gate());
     checker.check_log();
     std::vector<ext2_ino_t> damaged;
     const auto inodes = A4_TRY(find_atomic_inodes(volume, &damaged));

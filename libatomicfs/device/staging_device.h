@@ -24,6 +24,10 @@ class StagingDevice final : public Device {
     void set_block_size(Bytes block_size) { block_size_ = block_size.value(); }
 
     void begin() { staging_ = true; }
+    // Shows readers other contents of a block until drop(), also on a read-only device.
+    void overlay(uint64_t number, std::vector<std::byte> contents) {
+        blocks_[number] = std::move(contents);
+    }
     bool staging() const { return staging_; }
     // Ends the operation and forgets what it collected.
     void drop();

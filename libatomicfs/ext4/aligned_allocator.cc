@@ -83,7 +83,7 @@ AlignedAllocator::AlignedAllocator(ext2_filsys fs, GroupBitmaps& bitmaps, bool m
 }
 
 // An upper bound of the free blocks in a zone: what its groups could have there.
-uint64_t AlignedAllocator::free_bound(uint32_t zone) const {
+uint64_t AlignedAllocator::free_bound(uint32_t zone, Damaged damaged) const {
     const uint64_t zone_first = uint64_t{zone} << max_order_;
     const uint64_t first = std::max<uint64_t>(zone_first, fs_->super->s_first_data_block);
     const uint64_t end =
@@ -93,14 +93,15 @@ uint64_t AlignedAllocator::free_bound(uint32_t zone) const {
         const dgrp_t group = ext2fs_group_of_blk2(fs_, block);
         const uint64_t group_end = ext2fs_group_last_block2(fs_, group) + 1;
         const uint64_t overlap = std::min(group_end, end) - block;
-        bound += std::min<uint64_t>(overlap, ext2fs_bg_free_blocks_count(fs_, group));
+        if (damaged == Damaged::Counted || !bitmaps_.is_damaged(group))
+            bound += std::min<uint64_t>(overlap, ext2fs_bg_free_blocks_count(fs_, group));
         block += overlap;
     }
     return bound;
 }
 
 void AlignedAllocator::forget_zone(uint32_t zone) {
-    const uint64_t bound = free_bound(zone);
+    const uint64_t bound = free_bound(zone, Damaged::Left);
     index_.put(zone, bound == 0
                          ? ZoneIndex::kNone
                          : std::min(max_order_, static_cast<int>(std::bit_width(bound)) - 1));
@@ -126,7 +127,12 @@ Result<Words> AlignedAllocator::free_words(uint32_t zone) {
         const dgrp_t group = ext2fs_group_of_blk2(fs_, block);
         const uint64_t group_first = ext2fs_group_first_block2(fs_, group);
         const uint64_t stop = std::min<uint64_t>(ext2fs_group_last_block2(fs_, group) + 1, end);
-        const auto bits = A4_TRY(bitmaps_.get(group));
+        const auto got = bitmaps_.get(group);
+        if (!got && bitmaps_.is_damaged(group)) {
+            block = stop;  // nothing is free there
+            continue;
+        }
+        const auto bits = A4_TRY(got);
         if (block == zone_first && block == group_first && is_aligned(stop - block, 64)) {
             // Group and zone coincide (4 KiB blocks).
             std::memcpy(words.data(), bits->data(), (stop - block) / 8);
@@ -166,10 +172,25 @@ Result<Pblk> AlignedAllocator::find(int order, Pblk goal, bool tight) {
     for (;;) {
         const auto zone =
             tight ? index_.tightest(order, zone_of(goal)) : index_.nearest(order, zone_of(goal));
-        if (!zone) return fail(no_space(order, fs_->blocksize));
+        if (!zone) return fail(no_run(order));
         // Either this finds one, or the zone moves to its true, lower order: the loop ends.
         if (const auto block = A4_TRY(find_in_zone(*zone, order, goal))) return *block;
     }
+}
+
+// Every zone that could serve has been read. ENOSPC is proved unless damaged groups could have.
+Error AlignedAllocator::no_run(int order) const {
+    Error error = no_space(order, fs_->blocksize);
+    std::map<uint32_t, Error> could;
+    for (const auto& [group, why] : bitmaps_.damaged()) {
+        if (ext2fs_bg_free_blocks_count(fs_, group) == 0) continue;
+        const uint32_t last = zone_of(Pblk(ext2fs_group_last_block2(fs_, group)));
+        for (uint32_t zone = zone_of(Pblk(ext2fs_group_first_block2(fs_, group))); zone <= last;
+             ++zone) {
+            if (free_bound(zone, Damaged::Counted) >= uint64_t{1} << order) could[group] = why;
+        }
+    }
+    return could.empty() ? error : damaged_groups_error(error.message, could);
 }
 
 Result<> AlignedAllocator::mark(PblkRun run, bool used) {
@@ -177,7 +198,8 @@ Result<> AlignedAllocator::mark(PblkRun run, bool used) {
         const dgrp_t group = ext2fs_group_of_blk2(fs_, block);
         const uint64_t bit = block - ext2fs_group_first_block2(fs_, group);
         const uint64_t n = std::min<uint64_t>(left, bitmaps_.bits_in(group) - bit);
-        A4_CHECK(bitmaps_.set(group, static_cast<uint32_t>(bit), static_cast<uint32_t>(n), used));
+        auto done = bitmaps_.set(group, static_cast<uint32_t>(bit), static_cast<uint32_t>(n), used);
+        if (!done && (used || !bitmaps_.is_damaged(group))) return done;
         block += n;
         left -= n;
     }
@@ -222,7 +244,9 @@ Result<bool> AlignedAllocator::is_free(Pblk block) {
         return false;
     const dgrp_t group = ext2fs_group_of_blk2(fs_, block.value());
     const uint64_t bit = block.value() - ext2fs_group_first_block2(fs_, group);
-    const auto bits = A4_TRY(bitmaps_.get(group));
+    const auto got = bitmaps_.get(group);
+    if (!got && bitmaps_.is_damaged(group)) return false;
+    const auto bits = A4_TRY(got);
     if (((*bits)[bit / 8] >> (bit % 8) & 1) != 0) return false;
     const auto above = reserved_.upper_bound(block);
     if (above == reserved_.begin()) return true;

@@ -10,6 +10,10 @@
 // largest aligned order is computed when it is first asked. A request that fails has read every
 // zone that could have served it; then ENOSPC is certain, and nothing has changed.
 //
+// Groups whose bitmap is damaged (group_bitmaps.h) are left out, as the kernel does. If what they
+// may have free could have served a request that nobody else can, it is EUCLEAN, not ENOSPC. Blocks
+// freed in them stay marked as in use: e2fsck's work.
+//
 // Reserved runs (inode_prealloc.h) exist in memory only and hide from everybody else's requests.
 //
 // Root's share (s_r_blocks_count) is for root, s_def_resuid and s_def_resgid.
@@ -31,20 +35,28 @@ struct PblkRun {
     bool operator==(const PblkRun&) const = default;
 };
 
+// Whether an allocation failed since there is nothing to be had, so that asking for less, or again
+// with reserved runs released, makes sense.
+inline bool nothing_to_be_had(const Error& error) {
+    return error.code == ENOSPC || error.code == EUCLEAN;
+}
+
 class AlignedAllocator {
   public:
     AlignedAllocator(ext2_filsys fs, GroupBitmaps& bitmaps, bool may_use_reserved);
 
-    // One run of 2^order blocks aligned to its length, near goal. ENOSPC: there is none.
+    // One run of 2^order blocks aligned to its length, near goal. ENOSPC: there is none; EUCLEAN:
+    // none outside damaged groups.
     Result<PblkRun> allocate(int order, Pblk goal);
     // One free block from where it spoils the least aligned space; not marked.
     Result<Pblk> choose_block(Pblk goal);
-    // Neither in use nor reserved. Outside the volume: false.
+    // Neither in use nor reserved. Outside the volume, or in a damaged group: false.
     Result<bool> is_free(Pblk block);
     // Marks a chosen block.
     Result<> take(Pblk block) { return mark({block, Blocks(1)}, true); }
     // count runs of 2^order blocks, each aligned, merged where they touch; all or nothing.
     Result<std::vector<PblkRun>> allocate_units(int order, uint64_t count, Pblk goal);
+    // What lies in a damaged group stays in use.
     Result<> free(PblkRun run);
 
     // Keeps a run from everybody else without marking it in use.
@@ -75,7 +87,9 @@ class AlignedAllocator {
     Result<> mark(PblkRun run, bool used);
     Result<> check_share(uint64_t blocks) const;
     void forget_zone(uint32_t zone);
-    uint64_t free_bound(uint32_t zone) const;
+    enum class Damaged { Left, Counted };
+    uint64_t free_bound(uint32_t zone, Damaged damaged) const;
+    Error no_run(int order) const;
 
     ext2_filsys fs_;
     GroupBitmaps& bitmaps_;

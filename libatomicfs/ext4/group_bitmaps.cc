@@ -75,6 +75,18 @@ void GroupDescriptors::touch_after_block_change(uint32_t group, int inuse) {
     dirty_.insert(group);
 }
 
+void GroupDescriptors::uncount_block(uint32_t group, int inuse) {
+    const auto delta = static_cast<uint32_t>(inuse);
+    ext2fs_free_blocks_count_add(fs_->super, static_cast<blk64_t>(int64_t{inuse}));
+    if (const auto frozen = frozen_.find(group); frozen != frozen_.end()) {
+        std::memcpy(ext2fs_group_desc(fs_, fs_->group_desc, group), frozen->second.data(),
+                    frozen->second.size());
+        return;
+    }
+    ext2fs_bg_free_blocks_count_set(fs_, group, ext2fs_bg_free_blocks_count(fs_, group) + delta);
+    ext2fs_group_desc_csum_set(fs_, group);
+}
+
 void GroupDescriptors::begin() {
     before_.clear();
 }
@@ -140,6 +152,12 @@ GroupBitmaps::Bits GroupBitmaps::computed(uint32_t group) const {
     return bits;
 }
 
+tl::unexpected<Error> GroupBitmaps::damage(uint32_t group, std::string why) {
+    mark_damaged(group, Error{EUCLEAN, fmt::format("group {}: {}: the volume needs e2fsck", group,
+                                                   std::move(why))});
+    return fail(Error(damaged_.at(group)));
+}
+
 Result<> GroupBitmaps::verify(uint32_t group, const Bits& bits) const {
     const char* word = kind_ == Kind::Block ? "block" : "inode";
     auto* raw = reinterpret_cast<char*>(const_cast<uint8_t*>(bits.data()));
@@ -150,20 +168,29 @@ Result<> GroupBitmaps::verify(uint32_t group, const Bits& bits) const {
             : ext2fs_inode_bitmap_csum_verify(
                   fs_, group, raw, static_cast<int>(EXT2_INODES_PER_GROUP(fs_->super) / 8)) != 0;
     if (!sum_ok && !uninitialised(group)) {
-        return fail(EUCLEAN, "group {}: the {} bitmap has a bad checksum: the volume needs e2fsck",
-                    group, word);
+        return fail(EUCLEAN, "the {} bitmap has a bad checksum", word);
     }
     const uint32_t count = bits_in(group);
     const uint32_t free = count - count_used(bits, count);
     const uint32_t said = kind_ == Kind::Block ? ext2fs_bg_free_blocks_count(fs_, group)
                                                : ext2fs_bg_free_inodes_count(fs_, group);
     if (free != said) {
-        return fail(EUCLEAN,
-                    "group {}: the {} bitmap has {} free, the descriptor says {}: the volume needs "
-                    "e2fsck",
-                    group, word, free, said);
+        return fail(EUCLEAN, "the {} bitmap has {} free, the descriptor says {}", word, free, said);
     }
     return {};
+}
+
+// What stands there, or would. EUCLEAN: nowhere.
+Result<GroupBitmaps::Bits> GroupBitmaps::read(uint32_t group) const {
+    if (uninitialised(group)) return computed(group);
+    const uint64_t block = location(group);
+    if (block < fs_->super->s_first_data_block || block >= ext2fs_blocks_count(fs_->super))
+        return fail(EUCLEAN, "bitmap at impossible block {}", block);
+    Bits bits(fs_->blocksize);
+    A4_CHECK(
+        device_.read(ByteOffset(block * fs_->blocksize), std::as_writable_bytes(std::span(bits)))
+            .context(fmt::format("group {}: bitmap", group)));
+    return bits;
 }
 
 Result<std::shared_ptr<GroupBitmaps::Bits>> GroupBitmaps::load(uint32_t group) {
@@ -171,21 +198,13 @@ Result<std::shared_ptr<GroupBitmaps::Bits>> GroupBitmaps::load(uint32_t group) {
         by_age_.splice(by_age_.end(), by_age_, found->second.age);
         return found->second.bits;
     }
-    auto bits = std::make_shared<Bits>();
-    if (uninitialised(group)) {
-        *bits = computed(group);
-    } else {
-        bits->resize(fs_->blocksize);
-        const uint64_t block = location(group);
-        if (block < fs_->super->s_first_data_block || block >= ext2fs_blocks_count(fs_->super))
-            return fail(EUCLEAN, "group {}: bitmap at impossible block {}: the volume needs e2fsck",
-                        group, block);
-        A4_CHECK(
-            device_
-                .read(ByteOffset(block * fs_->blocksize), std::as_writable_bytes(std::span(*bits)))
-                .context(fmt::format("group {}: bitmap", group)));
-    }
-    A4_CHECK(verify(group, *bits));
+    if (const auto found = damaged_.find(group); found != damaged_.end())
+        return fail(Error(found->second));
+    auto read_bits = read(group);
+    if (!read_bits && read_bits.error().code == EUCLEAN)
+        return damage(group, read_bits.error().message);
+    auto bits = std::make_shared<Bits>(A4_TRY(std::move(read_bits)));
+    if (auto agrees = verify(group, *bits); !agrees) return damage(group, agrees.error().message);
     trim();
     by_age_.push_back(group);
     cache_[group] = Entry{bits, std::prev(by_age_.end())};
@@ -255,6 +274,31 @@ Result<> GroupBitmaps::initialise(uint32_t group) {
     return {};
 }
 
+Result<GroupBitmaps::Bits> GroupBitmaps::read_unproved(uint32_t group) {
+    if (descriptors_.is_frozen(group)) return fail(Error(damaged_.at(group)));
+    Bits bits = A4_TRY(read(group));
+    const Bits at_any_rate = computed(group);
+    for (size_t i = 0; i < bits.size(); ++i) bits[i] |= at_any_rate[i];
+    return bits;
+}
+
+Result<> GroupBitmaps::replace(uint32_t group, Bits bits) {
+    auto raw = std::make_shared<Bits>(A4_TRY(read(group)));
+    descriptors_.touch(group);
+    const uint32_t count = bits_in(group);
+    const uint32_t free = count - count_used(bits, count);
+    ext2fs_free_blocks_count_add(fs_->super,
+                                 blk64_t{free} - blk64_t{ext2fs_bg_free_blocks_count(fs_, group)});
+    ext2fs_bg_free_blocks_count_set(fs_, group, free);
+    ext2fs_bg_flags_clear(fs_, group, EXT2_BG_BLOCK_UNINIT);
+    before_[group] = std::move(raw);
+    dirty_.insert(group);
+    by_age_.push_back(group);
+    cache_[group] = Entry{std::make_shared<Bits>(std::move(bits)), std::prev(by_age_.end())};
+    replaced_.insert(damaged_.extract(group));
+    return {};
+}
+
 void GroupBitmaps::begin() {
     before_.clear();
 }
@@ -265,6 +309,12 @@ void GroupBitmaps::abort() {
         dirty_.erase(group);
     }
     before_.clear();
+    for (const auto& [group, why] : replaced_) {
+        by_age_.erase(cache_.at(group).age);
+        cache_.erase(group);
+    }
+    damaged_.merge(replaced_);
+    replaced_.clear();
 }
 
 Result<std::map<uint64_t, std::shared_ptr<const GroupBitmaps::Bits>>> GroupBitmaps::prepare() {
@@ -299,9 +349,24 @@ bool GroupBitmaps::changed_to(uint64_t block, bool used) const {
 }
 
 void GroupBitmaps::committed() {
+    replaced_.clear();
     dirty_.clear();
     before_.clear();
     trim();
+}
+
+Error damaged_groups_error(const std::string& what, const std::map<uint32_t, Error>& groups) {
+    constexpr size_t kNamed = 8;
+    std::string names;
+    size_t n = 0;
+    for (const auto& [group, why] : groups) {
+        if (n++ == kNamed) break;
+        names += fmt::format("{}{}", names.empty() ? "" : ", ", group);
+    }
+    if (groups.size() > kNamed) names += fmt::format(" and {} more", groups.size() - kNamed);
+    return Error{EUCLEAN,
+                 fmt::format("{} outside the damaged group{} {} ({})", what,
+                             groups.size() == 1 ? "" : "s", names, groups.begin()->second.message)};
 }
 
 }  // namespace atomic4

@@ -1,9 +1,12 @@
 // The allocation bitmaps and group descriptors of an open volume, one group at a time.
 //
 // Bitmaps are read when first asked for, proved against their checksum and against the
-// descriptor's free count (a bitmap that disagrees is never allocated from: EUCLEAN), and kept in a
-// small LRU; an uninitialised group costs no I/O, its bitmap is computed (F18). Changed ones stay
-// in memory until the operation commits.
+// descriptor's free count, and kept in a small LRU; an uninitialised group costs no I/O, its bitmap
+// is computed (F18). Changed ones stay in memory until the operation commits.
+//
+// A bitmap that disagrees makes its group *damaged* (the kernel's EXT4_GROUP_INFO_BBITMAP_CORRUPT):
+// EUCLEAN from then on, and nothing is allocated or freed there. The allocators go to other groups.
+// An I/O error is an error, not damage.
 //
 // Changes belong to an operation (begin … commit or abort); abort() restores bitmaps and
 // descriptors as they were. Only ext4/transaction.h calls those.
@@ -35,6 +38,11 @@ class GroupDescriptors {
 
     // To be called before a group's descriptor changes.
     void touch(uint32_t group);
+    // A descriptor that failed its checksum: kept as it is, so that it goes on failing.
+    void freeze(uint32_t group) { frozen_.try_emplace(group, copy_of(group)); }
+    bool is_frozen(uint32_t group) const { return frozen_.contains(group); }
+    // libext2fs counted a block as freed (-1) that stays in use: as it was before.
+    void uncount_block(uint32_t group, int inuse);
     // libext2fs reports a change after making it: touch() with the free count as it was.
     void touch_after_block_change(uint32_t group, int inuse);
 
@@ -48,6 +56,7 @@ class GroupDescriptors {
     ext2_filsys fs_;
     std::set<uint32_t> dirty_;
     std::map<uint32_t, std::vector<std::byte>> before_;
+    std::map<uint32_t, std::vector<std::byte>> frozen_;
 };
 
 class GroupBitmaps {
@@ -57,7 +66,19 @@ class GroupBitmaps {
 
     GroupBitmaps(ext2_filsys fs, Device& device, GroupDescriptors& descriptors, Kind kind);
 
+    // EUCLEAN: the group is damaged.
     Result<std::shared_ptr<const Bits>> get(uint32_t group);
+    // What has been found so far, by group.
+    const std::map<uint32_t, Error>& damaged() const { return damaged_; }
+    bool is_damaged(uint32_t group) const { return damaged_.contains(group); }
+    void mark_damaged(uint32_t group, Error why) { damaged_.try_emplace(group, std::move(why)); }
+    // For bitmap_rebuild.h. Block kind. A damaged group's bitmap as it stands, with what lies there
+    // at any rate: superblock, descriptors, bitmaps, inode table. EUCLEAN: the descriptor is
+    // damaged.
+    Result<Bits> read_unproved(uint32_t group);
+    // Makes a damaged group serve again with these bits, its free counts by them. An operation is
+    // open.
+    Result<> replace(uint32_t group, Bits bits);
     // Flips count bits from first to used (or free). Block kind: adjusts the free counts too unless
     // libext2fs has done so (count_free false).
     Result<> set(uint32_t group, uint32_t first, uint32_t count, bool used, bool count_free = true);
@@ -85,9 +106,11 @@ class GroupBitmaps {
     };
     Result<std::shared_ptr<Bits>> load(uint32_t group);
     Bits computed(uint32_t group) const;
+    Result<Bits> read(uint32_t group) const;
     bool uninitialised(uint32_t group) const;
     uint64_t location(uint32_t group) const;
     Result<> verify(uint32_t group, const Bits& bits) const;
+    tl::unexpected<Error> damage(uint32_t group, std::string why);
     void trim();
     bool changed_to(uint64_t block, bool used) const;
 
@@ -99,6 +122,11 @@ class GroupBitmaps {
     std::list<uint32_t> by_age_;                        // clean and dirty, oldest first
     std::map<uint32_t, std::shared_ptr<Bits>> before_;  // as the operation found them
     std::set<uint32_t> dirty_;
+    std::map<uint32_t, Error> damaged_;
+    std::map<uint32_t, Error> replaced_;  // damaged before this operation
 };
+
+// EUCLEAN, for a request that only these groups could still serve: "what: groups 3, 7: …".
+Error damaged_groups_error(const std::string& what, const std::map<uint32_t, Error>& groups);
 
 }  // namespace atomic4

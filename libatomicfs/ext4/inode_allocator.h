@@ -1,7 +1,8 @@
 // Allocates and frees inode numbers.
 //
 // libext2fs's own allocator needs whole-volume bitmaps; this one reads one group at a time
-// (group_bitmaps.h). First fit from the parent's group on, as ext2fs_new_inode does.
+// (group_bitmaps.h). First fit from the parent's group on, as ext2fs_new_inode does. Groups whose
+// bitmaps are damaged are left out; an inode freed in one stays marked as in use.
 #pragma once
 
 #include <ext2fs/ext2fs.h>
@@ -19,7 +20,7 @@ class InodeAllocator {
           block_bitmaps_(block_bitmaps),
           descriptors_(descriptors) {}
 
-    // ENOSPC: no free inode.
+    // ENOSPC: no free inode. EUCLEAN: none outside damaged groups.
     Result<ext2_ino_t> allocate(ext2_ino_t parent, bool directory);
     Result<> free(ext2_ino_t inode, bool directory);
     // Whether the bitmap says the inode is in use.

@@ -53,12 +53,12 @@ Result<PblkRun> InodePreallocations::allocate(uint32_t inode, Lblk lblk, int ord
         if (const auto run = allocator_.reserve(wanted, goal)) {
             windows.push_back({Lblk(round_down(lblk.value(), run->length.value())), *run});
             return take(windows, windows.size() - 1, lblk, length);
-        } else if (run.error().code != ENOSPC) {
+        } else if (!nothing_to_be_had(run.error())) {
             return fail(run.error());
         }
     }
     auto run = allocator_.allocate(order, goal);
-    if (run || run.error().code != ENOSPC) return run;
+    if (run || !nothing_to_be_had(run.error())) return run;
     release_all();
     return allocator_.allocate(order, goal);
 }

@@ -56,8 +56,14 @@ void add_split_at_eof(std::vector<Change>& changes, Lblk lblk, PblkRun run, Lblk
 Result<> stage_changes(Volume& volume, const FileState& file, const std::vector<Change>& changes,
                        uint64_t new_blocks, std::optional<Bytes> new_size) {
     ext2_inode inode = file.inode;
-    for (const Change& change : changes)
-        A4_CHECK(set_mapping(volume, file.number, &inode, change.lblk, change.run, change.state));
+    for (const Change& change : changes) {
+        auto done = set_mapping(volume, file.number, &inode, change.lblk, change.run, change.state);
+        // libext2fs hands on no more than a number.
+        const auto& damaged = volume.block_bitmaps().damaged();
+        if (!done && done.error().code == EUCLEAN && !damaged.empty())
+            return std::move(done).context(damaged.begin()->second.message);
+        A4_CHECK(std::move(done));
+    }
     if (new_blocks > 0)
         A4_CHECK(
             check_errcode(ext2fs_iblk_add_blocks(volume.fs(), &inode, new_blocks), "block count"));

@@ -21,13 +21,30 @@ constexpr uint64_t kPrimaryWrite = 4096;
 
 static_assert(sizeof(ext2_super_block) == kSuperSize);
 
-// The byte offset of group's superblock copy, if it has one.
-Result<std::vector<uint32_t>> backup_groups(ext2_filsys fs) {
+// The groups that have a superblock copy.
+std::vector<uint32_t> backup_groups(ext2_filsys fs) {
     std::vector<uint32_t> groups;
     for (dgrp_t group = 1; group < fs->group_desc_count; ++group) {
         if (ext2fs_bg_has_super(fs, group)) groups.push_back(group);
     }
     return groups;
+}
+
+bool is_power_of(uint32_t value, uint32_t base) {
+    while (value % base == 0) value /= base;
+    return value == 1;
+}
+
+std::vector<uint32_t> some_of(const std::vector<uint32_t>& groups) {
+    constexpr size_t kFew = 64;
+    if (groups.size() <= kFew) return groups;
+    std::vector<uint32_t> some;
+    for (const uint32_t group : groups) {
+        if (is_power_of(group, 3) || is_power_of(group, 5) || is_power_of(group, 7) ||
+            group == groups.back())
+            some.push_back(group);
+    }
+    return some;
 }
 
 ByteOffset copy_offset(ext2_filsys fs, uint32_t group) {
@@ -50,7 +67,7 @@ Result<> write_primary_superblock(ext2_filsys fs, Device& device) {
 
 Result<> write_backup_superblocks(ext2_filsys fs, Device& device) {
     ext2_super_block copy;
-    for (const uint32_t group : A4_TRY(backup_groups(fs))) {
+    for (const uint32_t group : backup_groups(fs)) {
         std::memcpy(&copy, fs->super, kSuperSize);
         copy.s_block_group_nr = static_cast<uint16_t>(group > 0xffff ? 0xffff : group);
         copy.s_state = static_cast<uint16_t>(copy.s_state & ~EXT2_VALID_FS);
@@ -64,10 +81,12 @@ Result<> write_backup_superblocks(ext2_filsys fs, Device& device) {
     return {};
 }
 
-Result<std::vector<BackupSuperblock>> read_backup_superblocks(ext2_filsys fs, Device& device) {
+Result<std::vector<BackupSuperblock>> read_backup_superblocks(ext2_filsys fs, Device& device,
+                                                              Copies copies) {
     std::vector<BackupSuperblock> backups;
     ext2_super_block copy;
-    for (const uint32_t group : A4_TRY(backup_groups(fs))) {
+    const std::vector<uint32_t> groups = backup_groups(fs);
+    for (const uint32_t group : copies == Copies::Every ? groups : some_of(groups)) {
         A4_CHECK(device.read(copy_offset(fs, group), std::as_writable_bytes(std::span(&copy, 1)))
                      .context(fmt::format("superblock copy in group {}", group)));
         BackupSuperblock backup;

@@ -30,6 +30,15 @@ struct BackupSuperblock {
     bool gate = false;
 };
 
-Result<std::vector<BackupSuperblock>> read_backup_superblocks(ext2_filsys fs, Device& device);
+// Which copies to look at. Without sparse_super every group has one, and reading all of them takes
+// longer than an opening may.
+enum class Copies {
+    Every,
+    // Of more than 64: those that a sparse_super volume would have (groups 1 and the powers of 3, 5
+    // and 7, where stock tools look for a copy) and the last one.
+    Some,
+};
+Result<std::vector<BackupSuperblock>> read_backup_superblocks(ext2_filsys fs, Device& device,
+                                                              Copies copies);
 
 }  // namespace atomic4

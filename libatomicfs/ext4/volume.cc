@@ -29,14 +29,15 @@ extern "C" {
 static errcode_t atomic4_choose_block(ext2_filsys fs, blk64_t goal, blk64_t* ret) {
     Volume& volume = volume_of(fs);
     auto block = volume.allocator().choose_block(Pblk(goal));
-    if (!block && block.error().code == ENOSPC) {
+    if (!block && nothing_to_be_had(block.error())) {
         // Windows that files hold in memory are no reason to refuse.
         volume.preallocations().release_all();
         block = volume.allocator().choose_block(Pblk(goal));
     }
     if (!block) {
         if (block.error().code == ENOSPC) return EXT2_ET_BLOCK_ALLOC_FAIL;
-        volume.adapter().latch(block.error());
+        // Only damaged groups are left: refused like a lack of space, not in doubt.
+        if (block.error().code != EUCLEAN) volume.adapter().latch(block.error());
         return static_cast<errcode_t>(block.error().code);
     }
     volume.descriptors().touch(ext2fs_group_of_blk2(fs, block->value()));
@@ -69,6 +70,13 @@ static errcode_t atomic4_choose_range(ext2_filsys fs, int flags, blk64_t goal, b
 static void atomic4_block_changed(ext2_filsys fs, blk64_t block, int inuse) {
     Volume& volume = volume_of(fs);
     const dgrp_t group = ext2fs_group_of_blk2(fs, block);
+    if (inuse < 0) {
+        // A bitmap that isn't in memory is proved against the count from before.
+        volume.descriptors().uncount_block(group, inuse);
+        const auto bits = volume.block_bitmaps().get(group);
+        if (!bits && volume.block_bitmaps().is_damaged(group)) return;  // stays in use
+        volume.descriptors().uncount_block(group, -inuse);
+    }
     volume.descriptors().touch_after_block_change(group, inuse);
     const auto bit = static_cast<uint32_t>(block - ext2fs_group_first_block2(fs, group));
     const auto done = volume.block_bitmaps().set(group, bit, 1, inuse > 0, false);
@@ -99,6 +107,13 @@ std::string what_is_there(const std::string& path) {
     return found;
 }
 
+tl::unexpected<Error> bad_superblock_checksum(const std::string& why) {
+    return fail(EUCLEAN,
+                "the superblock has a bad checksum, {}: if it is sound otherwise, debugfs -n -w -R "
+                "\"set_super_value wtime now\" gives it a right one",
+                why);
+}
+
 bool default_may_use_reserved(const ext2_super_block& super) {
     if (geteuid() == 0 || geteuid() == super.s_def_resuid) return true;
     return super.s_def_resgid != 0 && getegid() == super.s_def_resgid;
@@ -125,6 +140,58 @@ Result<std::unique_ptr<Volume>> Volume::open(std::unique_ptr<Device> device,
     return volume;
 }
 
+// Through a primary superblock with a right checksum, if it can be proved.
+Result<errcode_t> Volume::open_filesystem(int flags) {
+    constexpr size_t kBlock = 4096;  // as staging_ begins
+    superblock_proof_ = A4_TRY(prove_superblock(*device_));
+    const bool repaired =
+        superblock_proof_ && superblock_proof_->repaired && device_->size().value() >= kBlock;
+    if (repaired) {
+        std::vector<std::byte> block(kBlock);
+        A4_CHECK(device_->read(ByteOffset(0), block).context("superblock"));
+        std::memcpy(block.data() + 1024, &*superblock_proof_->repaired, sizeof(ext2_super_block));
+        staging_.overlay(0, std::move(block));
+    }
+    const errcode_t code = adapter_.open_through(flags, &fs_);
+    if (repaired) staging_.drop();
+    return code;
+}
+
+// After the copies have been read: writes what was proved, before anything else is written and
+// whatever state the volume is in (the kernel needs a superblock to recover it).
+Result<> Volume::settle_repair() {
+    if (!superblock_proof_) return {};
+    // A plain ext4 is not ours to repair: stock tools take it.
+    if (!gate_)
+        return bad_superblock_checksum("and no copy of it says that this is an atomic4 volume");
+    std::string what =
+        fmt::format("the superblock had a bad checksum, and {}", superblock_proof_->why);
+    if (options_.purpose != OpenFor::Write) {
+        notices_.push_back(what +
+                           ": it is read as repaired, and repaired when next opened for "
+                           "writing");
+        return {};
+    }
+    // Its free counts may be old and new halves: the descriptors decide, as for kernel and e2fsck.
+    blk64_t blocks = 0;
+    uint32_t inodes = 0;
+    bool sound = true;
+    for (dgrp_t group = 0; group < fs_->group_desc_count; ++group) {
+        sound = sound && (!ext2fs_has_group_desc_csum(fs_) ||
+                          ext2fs_group_desc_csum_verify(fs_, group) != 0);
+        blocks += ext2fs_bg_free_blocks_count(fs_, group);
+        inodes += ext2fs_bg_free_inodes_count(fs_, group);
+    }
+    if (sound) {
+        ext2fs_free_blocks_count_set(fs_->super, blocks);
+        fs_->super->s_free_inodes_count = inodes;
+    }
+    A4_CHECK(write_primary_superblock(fs_, *device_));
+    A4_CHECK(device_->flush());
+    notices_.push_back(what + ": repaired");
+    return {};
+}
+
 Result<> Volume::load() {
     const bool writing = options_.purpose == OpenFor::Write;
     if (writing && device_->read_only())
@@ -133,7 +200,7 @@ Result<> Volume::load() {
     // The checksums are verified: a damaged superblock does not get past this.
     int flags = EXT2_FLAG_64BITS | EXT2_FLAG_FORCE | EXT2_FLAG_SKIP_MMP;
     if (writing) flags |= EXT2_FLAG_RW;
-    const errcode_t code = adapter_.open_through(flags, &fs_);
+    const errcode_t code = A4_TRY(open_filesystem(flags));
     if (adapter_.latched()) {
         Error error = *adapter_.latched();
         if (error.code == EINVAL) {
@@ -148,11 +215,8 @@ Result<> Volume::load() {
             return fail(EINVAL, "not an ext4 volume: no valid superblock (mkfs.atomic4 makes one)");
         return fail(EINVAL, "not an ext4 volume: it holds {}", found);
     }
-    if (code == EXT2_ET_SB_CSUM_INVALID) {
-        return fail(EUCLEAN,
-                    "the superblock has a bad checksum: if it is sound otherwise, debugfs -n -w -R "
-                    "\"set_super_value wtime now\" gives it a right one");
-    }
+    if (superblock_proof_ && !superblock_proof_->repaired)
+        return bad_superblock_checksum(superblock_proof_->why);
     A4_CHECK(check_errcode(code, "not a usable ext4 volume"));
     fs_->priv_data = this;
     staging_.set_block_size(block_size());
@@ -169,9 +233,11 @@ Result<> Volume::load() {
                     "truncated: the filesystem has {} blocks of {} bytes, the device only {} bytes",
                     ext2fs_blocks_count(&super), fs_->blocksize, device_->size());
     }
-    backups_ = A4_TRY(read_backup_superblocks(fs_, *device_));
     gate_ = gate_in_primary();
+    backups_ = A4_TRY(read_backup_superblocks(
+        fs_, *device_, gate_ && !options_.every_copy ? Copies::Some : Copies::Every));
     for (const BackupSuperblock& backup : backups_) gate_ = gate_ || backup.gate;
+    A4_CHECK(settle_repair());
     if (options_.purpose != OpenFor::Inspect) A4_CHECK(check_state());
     A4_CHECK(read_attr());
     if (options_.require_atomic4 && !gate_ && attr_) {
@@ -198,6 +264,11 @@ Result<> Volume::load() {
             gate_completed_ = true;
         }
     }
+    return {};
+}
+
+Result<> Volume::read_every_copy() {
+    backups_ = A4_TRY(read_backup_superblocks(fs_, *device_, Copies::Every));
     return {};
 }
 
@@ -267,6 +338,17 @@ void Volume::set_up_allocation() {
     inodes_ =
         std::make_unique<InodeAllocator>(fs_, *inode_bitmaps_, *block_bitmaps_, *descriptors_);
     if (options_.purpose != OpenFor::Write) return;
+    // Left by check_state only while recovering.
+    for (dgrp_t group = 0; group < fs_->group_desc_count; ++group) {
+        if (!ext2fs_has_group_desc_csum(fs_) || ext2fs_group_desc_csum_verify(fs_, group) != 0)
+            continue;
+        const Error why{EUCLEAN, fmt::format("group {}: the descriptor has a bad checksum: the "
+                                             "volume needs e2fsck",
+                                             group)};
+        descriptors_->freeze(group);
+        block_bitmaps_->mark_damaged(group, why);
+        inode_bitmaps_->mark_damaged(group, why);
+    }
     // The library wants a block map to exist (expand_dir, alloc_stats); it never sees the real
     // ones.
     fs_->default_bitmap_type = EXT2FS_BMAP64_RBTREE;

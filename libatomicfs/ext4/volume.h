@@ -2,7 +2,9 @@
 //
 // open() proves that the volume may be used the way it is asked for, and says what to do where it
 // may not: not an ext4, damaged, in need of recovery, unknown features, another format version. It
-// does not read the bitmaps; opening 15 TiB takes milliseconds (F18). That nobody else uses the
+// does not read the bitmaps; opening 15 TiB takes milliseconds (F18). An atomic4 volume's primary
+// superblock whose only fault is its checksum is repaired first (superblock_repair.h); opened for
+// reading, it is read as repaired and not written. That nobody else uses the
 // device is the business of device/ownership.h, before a Volume sees it.
 //
 // All changes go through a Transaction (transaction.h); the gate bit and the needs-replay bit have
@@ -29,6 +31,7 @@
 #include "ext4/inode_prealloc.h"
 #include "ext4/io_adapter.h"
 #include "ext4/superblock_copies.h"
+#include "ext4/superblock_repair.h"
 #include "ext4/volume_attr.h"
 
 namespace atomic4 {
@@ -45,6 +48,9 @@ struct VolumeOptions {
     // To replay the redo log: while the needs-replay bit is set, recorded errors and damage
     // elsewhere are no obstacle.
     bool recovering = false;
+    // Look at every superblock copy even where there are thousands (superblock_copies.h): for
+    // enable and disable.
+    bool every_copy = false;
     // Whether this user may have root's reserved blocks; by default as the kernel decides.
     std::optional<bool> may_use_reserved;
 };
@@ -69,8 +75,14 @@ class Volume {
     bool gate_in_primary() const;
     // The opening has put the gate bit back into copies that lacked it.
     bool gate_completed() const { return gate_completed_; }
+    // The copies that opening looked at. All of them if the primary has no gate bit: then any one
+    // of them decides. Else, where there are many, some: a copy of an atomic4 volume loses the gate
+    // only by foreign tools, since the primary gets it last and loses it first.
     const std::vector<BackupSuperblock>& backups() const { return backups_; }
+    Result<> read_every_copy();
     const std::optional<VolumeAttr>& attr() const { return attr_; }
+    // What opening repaired, for people.
+    const std::vector<std::string>& notices() const { return notices_; }
     // Why attr() is empty although the attribute exists.
     const std::optional<Error>& attr_error() const { return attr_error_; }
     bool needs_replay() const;
@@ -112,6 +124,8 @@ class Volume {
     Volume(std::unique_ptr<Device> device, const VolumeOptions& options);
     tl::unexpected<Error> poison_by(const Error& error, const char* what);
     Result<> load();
+    Result<errcode_t> open_filesystem(int flags);
+    Result<> settle_repair();
     Result<> check_state() const;
     Result<> read_attr();
     void set_up_allocation();
@@ -128,6 +142,8 @@ class Volume {
     std::optional<Error> attr_error_;
     std::optional<ext2_ino_t> lock_inode_;
     std::optional<Error> poisoned_;
+    std::vector<std::string> notices_;
+    std::optional<SuperblockProof> superblock_proof_;  // if the primary has a bad checksum
     std::optional<GroupDescriptors> descriptors_;
     std::unique_ptr<GroupBitmaps> block_bitmaps_;
     std::unique_ptr<GroupBitmaps> inode_bitmaps_;

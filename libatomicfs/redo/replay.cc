@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "ext4/bitmap_rebuild.h"
 #include "ext4/layout.h"
 #include "redo/place.h"
 #include "redo/redo_log.h"
@@ -97,6 +98,16 @@ Result<ReplayReport> replay(Volume& volume, Device& log, const LogContents& cont
             const std::string what = fmt::format("replay: record {}", record->sequence);
             const auto payload = A4_TRY(read_payload(log, *record).context(what));
             auto done = replay_record(volume, *record, payload, report);
+            if (!done && done.error().code == EUCLEAN &&
+                !volume.block_bitmaps().damaged().empty()) {
+                auto rebuilt = rebuild_damaged_bitmaps(volume);
+                if (rebuilt) {
+                    report.rebuilt.insert(report.rebuilt.end(), rebuilt->begin(), rebuilt->end());
+                    done = replay_record(volume, *record, payload, report);
+                } else if (rebuilt.error().code != EUCLEAN) {
+                    return fail(std::move(rebuilt).error().with_context(what));
+                }
+            }
             if (done) {
                 ++report.records;
             } else if (done.error().code == ENOSPC || done.error().code == EUCLEAN) {

@@ -12,6 +12,10 @@
 // and the log kept; the others are replayed all the same. (Replayed again later, all go in order
 // again.)
 //
+// A record that needs blocks which only groups with damaged bitmaps could give: those bitmaps are
+// proved against all inodes first (ext4/bitmap_rebuild.h), since e2fsck can't go first while there
+// are live records.
+//
 // Idempotent: interrupted anywhere and run again it gives the same. At its end everything is
 // flushed, then the log is emptied, then the needs-replay bit is cleared. A corrupt log's valid
 // records are replayed, and the log is left as evidence (unless forced or discarded).
@@ -33,6 +37,8 @@ struct ReplayReport {
     std::vector<std::string> skipped;    // files that are gone
     std::vector<std::string> conflicts;  // records kept (Keep), or overwritten (Force)
     std::vector<std::string> failed;     // records kept: no space, or a damaged file
+    std::vector<std::string> rebuilt;    // block bitmaps
+    std::vector<std::string> notices;    // what opening repaired (Volume::notices)
     uint64_t discarded = 0;              // records dropped
     LogEnd end = LogEnd::Clean;
     std::string end_detail;

@@ -299,7 +299,7 @@ Result<EnablePlan> enable(Volume& volume, const EnableOptions& options) {
     // One aligned run if there is one; alignment of the log matters less than having one.
     uint64_t unit = std::min<uint64_t>(kUnitMax, plan.log_size.value() & -plan.log_size.value());
     auto made = make_parts(volume, plan, Bytes(unit));
-    while (!made && made.error().code == ENOSPC && unit > volume.block_size().value()) {
+    while (!made && nothing_to_be_had(made.error()) && unit > volume.block_size().value()) {
         unit /= 2;
         made = make_parts(volume, plan, Bytes(unit));
     }

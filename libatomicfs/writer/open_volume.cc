@@ -61,14 +61,16 @@ Result<ReplayReport> recover(std::unique_ptr<Device> device, OnConflict policy) 
     options.purpose = OpenFor::Write;
     options.recovering = true;
     OpenVolume opened = A4_TRY(open(std::move(device), options));
-    if (!pending(opened)) {
-        ReplayReport nothing;
-        nothing.end = opened.log_contents.end;
-        nothing.log_emptied = true;
-        return nothing;
+    ReplayReport report;
+    if (pending(opened)) {
+        report = A4_TRY(replay(*opened.volume, *opened.log, opened.log_contents, policy)
+                            .context(opened.volume->name()));
+    } else {
+        report.end = opened.log_contents.end;
+        report.log_emptied = true;
     }
-    return replay(*opened.volume, *opened.log, opened.log_contents, policy)
-        .context(opened.volume->name());
+    report.notices = opened.volume->notices();
+    return report;
 }
 
 }  // namespace atomic4

@@ -4,6 +4,7 @@
 
 #include <random>
 
+#include "check/volume_check.h"
 #include "device/file_device.h"
 #include "ext4/format.h"
 #include "ext4/path.h"
@@ -473,6 +474,49 @@ std::vector<size_t> superblock_offsets(const Image& image) {
 
 bool gate_at(const Image& image, size_t offset) {
     return (super_of(image, offset).s_feature_compat & kFeatureCompatAtomic4) != 0;
+}
+
+// More than 64 copies: opening looks at some as long as the primary has the gate, since no crash
+// leaves it there alone. Where it hasn't, any of them may decide.
+TEST(VolumeOpen, ManyCopies) {
+    const Image image = make_atomic4(2 * kSize, {"-b", "1024", "-g", "256", "-N", "512", "-O",
+                                                 "^sparse_super,^resize_inode,^has_journal"});
+    const auto drop_gate = [](ext2_super_block& super) {
+        super.s_feature_compat &= ~kFeatureCompatAtomic4;
+    };
+    const auto offset = [](size_t group) { return (1 + group * 256) * 1024; };
+    const size_t groups = 2 * kSize / 1024 / 256;
+    {
+        const auto volume = must(try_open(image, OpenFor::Read, true));
+        EXPECT_LE(volume->backups().size(), 16u);
+        EXPECT_EQ(volume->backups().back().group, groups - 1);
+        must(volume->read_every_copy());
+        EXPECT_EQ(volume->backups().size(), groups - 1);
+    }
+    // One that opening doesn't look at: the check finds it, enable's opening puts it back.
+    Image one = image;
+    edit_super(one, drop_gate, offset(60));
+    {
+        const auto volume = must(try_open(one, OpenFor::Read, true));
+        const CheckReport report = must(check_volume(*volume));
+        ASSERT_EQ(report.findings.size(), 1u);
+        EXPECT_EQ(report.findings[0].id, FindingId::GateMissing);
+        EXPECT_THAT(report.findings[0].detail, HasSubstr("group 60"));
+        MemoryDevice memory(one);
+        VolumeOptions options;
+        options.purpose = OpenFor::Write;
+        options.every_copy = true;
+        must(Volume::open(borrowed(memory), options));
+        EXPECT_TRUE(super_of(memory.contents(), offset(60)).s_feature_compat &
+                    kFeatureCompatAtomic4);
+    }
+    // The gate in that one only.
+    Image last = image;
+    edit_super(last, drop_gate);
+    for (size_t group = 1; group < groups; ++group) {
+        if (group != 60) edit_super(last, drop_gate, offset(group));
+    }
+    EXPECT_TRUE(must(try_open(last, OpenFor::Read, true))->gate());
 }
 
 const std::vector<std::vector<std::string>>& gate_shapes() {

@@ -64,6 +64,7 @@ Result<int> run(const Context& context, const InfoCommand& command) {
     options.require_atomic4 = false;
     const auto volume = A4_TRY(Volume::open(
         A4_TRY(context.open_device(command.device, Access::ReadOnly, Sharing::Shared)), options));
+    warn_of_repairs(context, command.device, volume->notices());
     ext2_super_block& super = *volume->fs()->super;
     const AtomicLimits& limits = volume->device().atomic_limits();
     uint64_t copies = 0;

@@ -11,6 +11,7 @@ Result<int> run(const Context& context, const ReadCommand& command) {
     constexpr uint64_t kPiece = uint64_t{4} << 20;
     auto opened = A4_TRY(open_for_reading(
         A4_TRY(context.open_device(command.device, Access::ReadOnly, Sharing::Exclusive))));
+    warn_of_repairs(context, command.device, opened.volume->notices());
     auto reader = A4_TRY(AtomicWriter::open(std::move(opened)));
     const ext2_ino_t inode = A4_TRY(lookup(reader->volume(), command.path));
     const FileState file = A4_TRY(reader->file(inode).context(command.path));

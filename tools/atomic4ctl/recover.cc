@@ -12,6 +12,7 @@ Result<int> run(const Context& context, const RecoverCommand& command) {
     const ReplayReport report = A4_TRY(
         recover(A4_TRY(context.open_device(command.device, Access::ReadWrite, Sharing::Exclusive)),
                 command.policy));
+    warn_of_repairs(context, command.device, report.notices);
     if (context.json) {
         const nlohmann::json json = {{"device", command.device},
                                      {"records_replayed", report.records},
@@ -19,6 +20,7 @@ Result<int> run(const Context& context, const RecoverCommand& command) {
                                      {"skipped", report.skipped},
                                      {"conflicts", report.conflicts},
                                      {"failed", report.failed},
+                                     {"bitmaps_rebuilt", report.rebuilt},
                                      {"records_discarded", report.discarded},
                                      {"log_end", to_text(report.end)},
                                      {"log_end_detail", report.end_detail},
@@ -31,6 +33,7 @@ Result<int> run(const Context& context, const RecoverCommand& command) {
     if (report.discarded > 0) text += fmt::format(", {} discarded", report.discarded);
     text += "\n";
     for (const std::string& line : report.skipped) text += fmt::format("  skipped: {}\n", line);
+    for (const std::string& line : report.rebuilt) text += fmt::format("  rebuilt: {}\n", line);
     for (const std::string& line : report.failed) text += fmt::format("  not replayed: {}\n", line);
     for (const std::string& line : report.conflicts) {
         text += fmt::format("  conflict{}: {}\n",

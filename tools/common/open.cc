@@ -5,10 +5,28 @@
 
 namespace atomic4::tools {
 
+void warn_of_repairs(const Context& context, const std::string& device,
+                     const std::vector<std::string>& notices) {
+    for (const std::string& notice : notices) context.warn(fmt::format("{}: {}", device, notice));
+}
+
+namespace {
+
+Result<std::unique_ptr<Volume>> open_and_warn(const Context& context, const std::string& device,
+                                              Access access, const VolumeOptions& options) {
+    auto volume = A4_TRY(
+        Volume::open(A4_TRY(context.open_device(device, access, Sharing::Exclusive)), options));
+    warn_of_repairs(context, device, volume->notices());
+    return volume;
+}
+
+}  // namespace
+
 Result<OpenVolume> open_to_write(const Context& context, const std::string& device) {
     const Progress progress("replaying the redo log");
     auto opened = A4_TRY(open_for_writing(
         A4_TRY(context.open_device(device, Access::ReadWrite, Sharing::Exclusive))));
+    warn_of_repairs(context, device, opened.volume->notices());
     if (opened.replayed && opened.replayed->records > 0) {
         context.warn(fmt::format("{}: replayed {} ({} bytes) that a crash had left", device,
                                  counted(opened.replayed->records, "record"),
@@ -18,8 +36,7 @@ Result<OpenVolume> open_to_write(const Context& context, const std::string& devi
 }
 
 Result<std::unique_ptr<Volume>> open_to_look(const Context& context, const std::string& device) {
-    return Volume::open(A4_TRY(context.open_device(device, Access::ReadOnly, Sharing::Exclusive)),
-                        VolumeOptions{});
+    return open_and_warn(context, device, Access::ReadOnly, VolumeOptions{});
 }
 
 Result<std::unique_ptr<Volume>> open_any_to_write(const Context& context,
@@ -27,8 +44,8 @@ Result<std::unique_ptr<Volume>> open_any_to_write(const Context& context,
     VolumeOptions options;
     options.purpose = OpenFor::Write;
     options.require_atomic4 = false;
-    return Volume::open(A4_TRY(context.open_device(device, Access::ReadWrite, Sharing::Exclusive)),
-                        options);
+    options.every_copy = true;
+    return open_and_warn(context, device, Access::ReadWrite, options);
 }
 
 }  // namespace atomic4::tools

@@ -1,10 +1,17 @@
 // How commands open volumes.
 #pragma once
 
+#include <string>
+#include <vector>
+
 #include "common/context.h"
 #include "writer/open_volume.h"
 
 namespace atomic4::tools {
+
+// What opening a volume repaired (Volume::notices), as warnings.
+void warn_of_repairs(const Context& context, const std::string& device,
+                     const std::vector<std::string>& notices);
 
 // For changing: replays a non-empty log first, and says so.
 Result<OpenVolume> open_to_write(const Context& context, const std::string& device);

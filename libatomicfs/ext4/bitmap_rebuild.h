@@ -1,0 +1,30 @@
+// Makes damaged block bitmaps usable again, for replay, when no other group can serve.
+//
+// While the needs-replay bit is set e2fsck can't go first, so replay that has to allocate (a growth
+// that was interrupted may take a tree block) must find its way with a bitmap whose checksum is
+// torn. A block counts as free only if all of these say so:
+//
+//   - the bitmap as it stands: each of its sectors is from before or after our own operation, and
+//     in either nothing is called free that an inode points at (transaction.h);
+//   - the blocks of every inode, as a scan of all of them finds them;
+//   - superblocks, descriptors, bitmaps and inode tables.
+//
+// What can't be proved is left alone: EUCLEAN if an inode can't be read, if there are orphans, or
+// if the group's descriptor itself is damaged. Blocks that only the bitmap calls used stay so:
+// e2fsck finds their owners or frees them.
+//
+// Cost: reads every inode and every extent tree of the volume, once.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "ext4/volume.h"
+
+namespace atomic4 {
+
+// All groups that were found damaged so far, in an operation of its own. Returns what was done, a
+// line a group; empty: there was nothing to do. EUCLEAN: not provable, nothing changed.
+Result<std::vector<std::string>> rebuild_damaged_bitmaps(Volume& volume);
+
+}  // namespace atomic4
