@@ -70,6 +70,9 @@ int errno_of(errcode_t code) {
 
 Error error_from_errcode(errcode_t code, std::string_view what) {
     const int number = errno_of(code);
+    // libext2fs's words for these name its functions.
+    if (code == EXT2_ET_FILE_NOT_FOUND || code == EXT2_ET_NO_DIRECTORY)
+        return Error::from_errno(number, what);
     return Error{number, fmt::format("{}: {}{}", what, error_message(code),
                                      number == EUCLEAN ? ": the volume needs e2fsck" : "")};
 }
