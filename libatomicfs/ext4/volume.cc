@@ -247,7 +247,17 @@ Result<> Volume::load() {
     }
     if (options_.require_atomic4 && !gate_)
         return fail(EINVAL, "an ext4 volume, but not an atomic4 one: run atomic4ctl enable first");
-    if (options_.require_atomic4 && options_.purpose != OpenFor::Inspect && !attr_) {
+    // recover finds the log without it, by its name; but not one of another version.
+    const bool can_do_without =
+        options_.recovering && !(attr_error_ && attr_error_->code == EOPNOTSUPP);
+    if (options_.require_atomic4 && options_.purpose != OpenFor::Inspect && !attr_ &&
+        !can_do_without) {
+        if (needs_replay() && !(attr_error_ && attr_error_->code == EOPNOTSUPP)) {
+            return fail(EUCLEAN,
+                        "the redo log has to be replayed, but the volume attribute that leads to "
+                        "it is {}: atomic4ctl recover finds it by its name",
+                        attr_error_ ? "damaged" : "missing");
+        }
         if (attr_error_) return fail(*attr_error_);
         return fail(EUCLEAN,
                     "the gate bit is set but the volume attribute is missing: atomic4ctl enable or "

@@ -114,6 +114,16 @@ Result<ChosenSuperblock> read_superblocks(Device& log, const LogId& expected) {
     return ChosenSuperblock{*states[slot], slot, damage[1 - slot]};
 }
 
+Result<LogId> read_log_id(Device& log) {
+    for (size_t slot = 0; slot < kSuperblockSlots; ++slot) {
+        LogSuperblock raw;
+        auto bytes = std::as_writable_bytes(std::span(&raw, 1));
+        A4_CHECK(log.read(kSuperblockPosition[slot], bytes).context("redo log"));
+        if (const auto state = decode_superblock(raw, log.size())) return state->log_id;
+    }
+    return fail(EUCLEAN, "redo log: no valid superblock");
+}
+
 Result<> store_superblocks(Device& log, LogState& state, size_t in_force) {
     for (const size_t slot : {1 - in_force, in_force}) {
         ++state.update;

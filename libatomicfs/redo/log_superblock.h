@@ -57,6 +57,9 @@ Result<LogState> decode_superblock(const LogSuperblock& raw, Bytes device_size);
 // Reads both and picks the one in force.
 Result<ChosenSuperblock> read_superblocks(Device& log, const LogId& expected);
 
+// The id in a log's superblocks, when nobody knows it. EUCLEAN: neither is valid.
+Result<LogId> read_log_id(Device& log);
+
 // Writes state to both slots, `in_force` last, raising state.update for each. Durable when it
 // returns; after an error, either state may be in force.
 Result<> store_superblocks(Device& log, LogState& state, size_t in_force);

@@ -213,6 +213,36 @@ Result<> make_parts(Volume& volume, const EnablePlan& plan, Bytes log_unit) {
     return transaction.commit();
 }
 
+// Without the attribute nobody has looked into the log.
+Result<> check_nothing_logged(Volume& volume) {
+    if (volume.attr()) return {};
+    bool live = volume.needs_replay();
+    if (!live) {
+        if (const auto found = find_log_by_name(volume)) {
+            const auto log = A4_TRY(open_log_device(volume, *found));
+            const auto contents = read_log(*log, found->log_id);
+            if (!contents && contents.error().code == EIO) return fail(Error(contents.error()));
+            live = contents && !contents->live.empty();
+        } else if (found.error().code == EIO) {
+            return fail(Error(found.error()));
+        }
+    }
+    if (!live) return {};
+    return fail(EUCLEAN,
+                "{}: the redo log has to be replayed, but the volume attribute that leads to it is "
+                "{}: run atomic4ctl recover first, which finds it by its name",
+                volume.name(), volume.attr_error() ? "damaged" : "missing");
+}
+
+// Removed under a mount, by hand. (A damaged one is not gone.)
+Result<bool> log_file_is_gone(Volume& volume) {
+    const auto log = open_log_device(volume);
+    if (log) return false;
+    if (log.error().code == ESTALE) return true;
+    if (log.error().code == EUCLEAN) return false;
+    return fail(Error(log.error()));
+}
+
 // Unit and log stay as they are: what is asked for must agree with them.
 Result<> check_same(const Volume& volume, const EnablePlan& there, const EnableOptions& options) {
     const bool same = (options.unit == Bytes(0) || options.unit == there.unit) &&
@@ -255,13 +285,15 @@ Result<EnablePlan> plan_enable(Bytes block_size, Bytes volume_size, const Enable
 
 Result<EnablePlan> enable(Volume& volume, const EnableOptions& options) {
     A4_CHECK(volume.usable());
+    A4_CHECK(check_nothing_logged(volume));
     const bool enabled = volume.gate() && volume.attr() && volume.gate_in_primary();
-    if (enabled && !volume.gate_completed())
+    const bool log_is_gone = enabled && !volume.needs_replay() && A4_TRY(log_file_is_gone(volume));
+    if (enabled && !volume.gate_completed() && !log_is_gone)
         return fail(EEXIST, "{}: atomic4 is enabled already", volume.name());
     if (volume.attr_error() && volume.attr_error()->code == EOPNOTSUPP)
         return fail(Error(*volume.attr_error()));
     const Bytes volume_size(ext2fs_blocks_count(volume.fs()->super) * volume.block_size().value());
-    const EnablePlan plan = A4_TRY(plan_enable(volume.block_size(), volume_size, options));
+    EnablePlan plan = A4_TRY(plan_enable(volume.block_size(), volume_size, options));
     if (volume.attr()) {
         // Everything but the gate is there: an enable that was interrupted, or a gate that e2fsck
         // or debugfs took away. The log may hold acknowledged writes: it is kept as it is.
@@ -269,7 +301,7 @@ Result<EnablePlan> enable(Volume& volume, const EnableOptions& options) {
         const auto contents = log ? read_log(**log, volume.attr()->log_id)
                                   : Result<LogContents>(tl::unexpect, log.error());
         if (contents && (enabled || A4_TRY(parts_are_named(volume)))) {
-            const EnablePlan there{volume.attr()->unit, contents->superblock.log_size, true};
+            EnablePlan there{volume.attr()->unit, contents->superblock.log_size, true, true};
             A4_CHECK(check_same(volume, there, options));
             if (!enabled) A4_CHECK(volume.write_gate(true));
             return there;
@@ -277,7 +309,7 @@ Result<EnablePlan> enable(Volume& volume, const EnableOptions& options) {
         if (!contents) {
             // Neither what can't be read now, nor what is no longer readable, is ours to throw
             // away.
-            if (enabled || contents.error().code == EIO || volume.needs_replay())
+            if ((enabled && !log_is_gone) || contents.error().code == EIO || volume.needs_replay())
                 return fail(Error(contents.error()));
         } else if (!contents->live.empty()) {
             return fail(EEXIST,
@@ -295,6 +327,7 @@ Result<EnablePlan> enable(Volume& volume, const EnableOptions& options) {
                         kDirectoryName);
         }
         A4_CHECK(remove_parts(volume).context("removing what an interrupted operation left"));
+        plan.after_interruption = true;
     }
     // One aligned run if there is one; alignment of the log matters less than having one.
     uint64_t unit = std::min<uint64_t>(kUnitMax, plan.log_size.value() & -plan.log_size.value());
@@ -302,6 +335,15 @@ Result<EnablePlan> enable(Volume& volume, const EnableOptions& options) {
     while (!made && nothing_to_be_had(made.error()) && unit > volume.block_size().value()) {
         unit /= 2;
         made = make_parts(volume, plan, Bytes(unit));
+    }
+    // Single blocks would have done: then it isn't the volume that is full.
+    const bool volume_has_room =
+        volume.allocator().available() * volume.block_size().value() > 2 * plan.log_size.value();
+    if (!made && made.error().code == ENOSPC && volume_has_room) {
+        return fail(ENOSPC,
+                    "{}: no space for the {} bytes of the redo log on what the image lies on: free "
+                    "some there ({})",
+                    volume.name(), plan.log_size, made.error().message);
     }
     if (!made && made.error().code == ENOSPC) {
         return fail(ENOSPC,
@@ -315,10 +357,12 @@ Result<EnablePlan> enable(Volume& volume, const EnableOptions& options) {
         if (volume.usable()) A4_CHECK(remove_parts(volume).context("undoing an enable"));
         return fail(std::move(done).error());
     }
+    plan.after_interruption = plan.after_interruption || !volume.block_bitmaps().damaged().empty();
     return plan;
 }
 
 Result<DisableReport> disable(Volume& volume, bool force) {
+    A4_CHECK(check_nothing_logged(volume));
     if (!volume.gate()) {
         // The last thing that disable does is to write the backups; and e2fsck, where it was needed
         // in between, takes the gate away before the rest is gone.
@@ -336,6 +380,7 @@ Result<DisableReport> disable(Volume& volume, bool force) {
     }
     A4_CHECK(check_parts(volume).context(volume.name()));
     DisableReport report;
+    report.after_interruption = !volume.gate() || !volume.attr();
     for (const ext2_ino_t inode : A4_TRY(find_atomic_inodes(volume))) {
         if (inode != log) report.released.push_back(inode);
     }
@@ -349,6 +394,8 @@ Result<DisableReport> disable(Volume& volume, bool force) {
     for (const ext2_ino_t inode : report.released) A4_CHECK(release_file(volume, inode));
     A4_CHECK(remove_parts(volume).context("disable"));
     A4_CHECK(volume.write_gate(false));
+    report.after_interruption =
+        report.after_interruption || !volume.block_bitmaps().damaged().empty();
     return report;
 }
 

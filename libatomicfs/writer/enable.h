@@ -27,6 +27,8 @@ struct EnablePlan {
     Bytes log_size;
     // Only the gate was missing, in some superblock copy or in all: unit and log are as they were.
     bool completed = false;
+    // An earlier enable or disable had been interrupted: e2fsck may find more that it left.
+    bool after_interruption = false;
 };
 Result<EnablePlan> plan_enable(Bytes block_size, Bytes volume_size, const EnableOptions& options);
 
@@ -35,6 +37,7 @@ Result<EnablePlan> plan_enable(Bytes block_size, Bytes volume_size, const Enable
 Result<EnablePlan> enable(Volume& volume, const EnableOptions& options);
 
 struct DisableReport {
+    bool after_interruption = false;   // as in EnablePlan
     std::vector<ext2_ino_t> released;  // files that lost the flag (force)
 };
 // EBUSY: atomic files exist, and force is not given. EEXIST: something in /.atomic4 is not what

@@ -1,18 +1,36 @@
 #include "writer/open_volume.h"
 
 #include "base/text.h"
+#include "ext4/transaction.h"
+#include "redo/redo_log.h"
 #include "redo/volume_log.h"
 
 namespace atomic4 {
 
 namespace {
 
-Result<OpenVolume> open(std::unique_ptr<Device> device, const VolumeOptions& options) {
-    OpenVolume open;
-    open.volume = A4_TRY(Volume::open(std::move(device), options));
+Result<> open_log(OpenVolume& open) {
     open.log = A4_TRY(open_log_device(*open.volume).context(open.volume->name()));
     open.log_contents =
         A4_TRY(read_log(*open.log, open.volume->attr()->log_id).context(open.volume->name()));
+    return {};
+}
+
+// What to do about a log that is gone or damaged beyond reading.
+Error with_advice(Error error, const Volume& volume) {
+    if (error.code != ESTALE && error.code != EUCLEAN) return error;
+    if (volume.needs_replay() || error.code == EUCLEAN)
+        error.message += ": atomic4ctl recover --discard gives up whatever it held";
+    else
+        error.message += ": atomic4ctl enable makes a new one";
+    return error;
+}
+
+Result<OpenVolume> open(std::unique_ptr<Device> device, const VolumeOptions& options) {
+    OpenVolume open;
+    open.volume = A4_TRY(Volume::open(std::move(device), options));
+    if (auto done = open_log(open); !done)
+        return fail(with_advice(std::move(done).error(), *open.volume));
     return open;
 }
 
@@ -60,8 +78,44 @@ Result<ReplayReport> recover(std::unique_ptr<Device> device, OnConflict policy) 
     VolumeOptions options;
     options.purpose = OpenFor::Write;
     options.recovering = true;
-    OpenVolume opened = A4_TRY(open(std::move(device), options));
+    OpenVolume opened;
+    opened.volume = A4_TRY(Volume::open(std::move(device), options));
+    Volume& volume = *opened.volume;
     ReplayReport report;
+    if (!volume.attr()) {
+        // The log has its name still; afterwards everything is as it should be.
+        const auto found = find_log_by_name(volume);
+        if (found) {
+            Transaction transaction(volume);
+            A4_CHECK(volume.stage_attr(*found));
+            A4_CHECK(transaction.commit().context(volume.name()));
+        } else if (found.error().code != EIO && !volume.needs_replay()) {
+            return fail(EUCLEAN,
+                        "{}: the volume attribute is {} and there is no redo log: atomic4ctl "
+                        "enable or disable was interrupted; run it again",
+                        volume.name(), volume.attr_error() ? "damaged" : "missing");
+        } else if (policy != OnConflict::Discard || found.error().code == EIO) {
+            return fail(with_advice(Error(found.error()), volume));
+        }
+    }
+    if (auto done = volume.attr() ? open_log(opened)
+                                  : Result<>(fail(EUCLEAN, "the redo log can't be found"));
+        !done) {
+        // An I/O error may pass; what is gone or damaged won't come back.
+        const bool lost = done.error().code == ESTALE || done.error().code == EUCLEAN;
+        if (policy != OnConflict::Discard || !lost)
+            return fail(with_advice(std::move(done).error(), volume));
+        report.end = LogEnd::Corrupt;
+        report.end_detail = done.error().message;
+        if (opened.log)
+            A4_CHECK(RedoLog::format(*opened.log, volume.attr()->log_id, session_stamp(volume)));
+        else
+            report.end_detail += "; atomic4ctl enable makes a new one";
+        if (volume.needs_replay()) A4_CHECK(volume.write_needs_replay(false));
+        report.log_emptied = true;
+        report.notices = volume.notices();
+        return report;
+    }
     if (pending(opened)) {
         report = A4_TRY(replay(*opened.volume, *opened.log, opened.log_contents, policy)
                             .context(opened.volume->name()));

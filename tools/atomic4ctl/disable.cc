@@ -17,6 +17,7 @@ Result<int> run(const Context& context, const DisableCommand& command) {
         volume = std::move(A4_TRY(open_to_write(context, command.device)).volume);
     }
     const DisableReport report = A4_TRY(disable(*volume, command.force));
+    if (report.after_interruption) warn_of_interruption(context, command.device);
     if (context.json) {
         const nlohmann::json json = {{"device", command.device},
                                      {"released_inodes", report.released}};

@@ -16,6 +16,7 @@ Result<int> run(const Context& context, const EnableCommand& command) {
     const EnablePlan plan = A4_TRY(enable(*volume, {command.unit, command.log_size}));
     warn_about_device(context, volume->device(), plan.unit);
     warn_about_fstab(context, *volume);
+    if (plan.after_interruption) warn_of_interruption(context, command.device);
     if (context.json) {
         const nlohmann::json report = {{"device", command.device},
                                        {"unit", plan.unit.value()},

@@ -43,7 +43,11 @@ Result<int> run(const Context& context, const RecoverCommand& command) {
         text += "  the last record was torn: it was never acknowledged\n";
     if (report.end == LogEnd::Corrupt)
         text += fmt::format("  the log is corrupt: {}\n", report.end_detail);
-    if (!report.log_emptied) {
+    if (!report.log_emptied && !report.failed.empty()) {
+        text +=
+            "  the log is kept: if what the image lies on is full, free space there, then run "
+            "recover again; --discard drops what is left\n";
+    } else if (!report.log_emptied) {
         text +=
             "  the log is kept: --force replays over newer bytes and accepts the loss of what "
             "can't be read, --discard drops what is left\n";

@@ -10,6 +10,14 @@ void warn_of_repairs(const Context& context, const std::string& device,
     for (const std::string& notice : notices) context.warn(fmt::format("{}: {}", device, notice));
 }
 
+void warn_of_interruption(const Context& context, const std::string& device) {
+    context.warn(
+        fmt::format("{}: an earlier enable or disable had been interrupted: check the "
+                    "volume with e2fsck before it is mounted (man atomic4ctl, section "
+                    "RECOVERY)",
+                    device));
+}
+
 namespace {
 
 Result<std::unique_ptr<Volume>> open_and_warn(const Context& context, const std::string& device,

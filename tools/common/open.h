@@ -21,4 +21,7 @@ Result<std::unique_ptr<Volume>> open_to_look(const Context& context, const std::
 Result<std::unique_ptr<Volume>> open_any_to_write(const Context& context,
                                                   const std::string& device);
 
+// An enable or disable that was interrupted has been completed.
+void warn_of_interruption(const Context& context, const std::string& device);
+
 }  // namespace atomic4::tools

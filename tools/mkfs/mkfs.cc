@@ -87,13 +87,20 @@ Result<> run_mke2fs(const MkfsCommand& command, Run which) {
     struct sigaction interrupt_before{};
     ignore.sa_handler = SIG_IGN;
     sigaction(SIGINT, &ignore, &interrupt_before);
+    // Others who want to stop us wait as well: mke2fs finishes, and then nothing more is done.
+    sigset_t stopping;
+    sigset_t mask_before;
+    sigemptyset(&stopping);
+    for (const int signal : {SIGTERM, SIGHUP, SIGQUIT, SIGPIPE}) sigaddset(&stopping, signal);
+    sigprocmask(SIG_BLOCK, &stopping, &mask_before);
     posix_spawnattr_t attributes;
     posix_spawnattr_init(&attributes);
     sigset_t defaults;
     sigemptyset(&defaults);
     sigaddset(&defaults, SIGINT);
     posix_spawnattr_setsigdefault(&attributes, &defaults);
-    posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGDEF);
+    posix_spawnattr_setsigmask(&attributes, &mask_before);
+    posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSIGMASK);
     // Users' PATHs often lack the place where mke2fs is.
     const char* path_before = getenv("PATH");
     const std::string path =
@@ -114,7 +121,8 @@ Result<> run_mke2fs(const MkfsCommand& command, Run which) {
     int status = 0;
     while (waitpid(pid, &status, 0) < 0 && errno == EINTR) {
     }
-    // From here to the end an interrupt would leave a half-enabled volume: it stays ignored.
+    // From here to the end an interrupt would leave a half-enabled volume: it stays ignored, and
+    // the others stay blocked.
     if (WIFSIGNALED(status)) {
         return fail(EINTR,
                     "mke2fs was stopped by signal {} ({}): {} holds no usable filesystem now",
@@ -123,6 +131,13 @@ Result<> run_mke2fs(const MkfsCommand& command, Run which) {
     if (WEXITSTATUS(status) != 0)
         return fail(EIO, "mke2fs failed with exit status {}: atomic4 was not enabled",
                     WEXITSTATUS(status));
+    sigset_t pending;
+    sigpending(&pending);
+    for (const int signal : {SIGTERM, SIGHUP, SIGQUIT}) {
+        if (which == Run::First && sigismember(&pending, signal) == 1)
+            return fail(EINTR, "stopped by signal {} ({}) after mke2fs: {} is a plain ext4", signal,
+                        strsignal(signal), command.device);
+    }
     return {};
 }
 
