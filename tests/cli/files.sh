@@ -18,6 +18,7 @@ mount_image vol.img mnt
 mkdir mnt/dir
 ln -s dir/inner mnt/link
 ln -s loop mnt/loop
+ln -s .atomic4 mnt/ours
 pattern plain 10000 >mnt/plain
 truncate -s 1M mnt/holes
 umount mnt
@@ -42,6 +43,11 @@ for path in /x/ /x// /dir/ /plain/; do
     err_has "^atomic4ctl: $path: names a directory, because of the slash at its end\$"
 done
 expect_fail 1 'a name has at most 255 bytes' on prealloc "/$(printf 'x%.0s' $(seq 256))" --size 1M
+for path in /.atomic4/z /.atomic4/../.atomic4/z /ours/z; do
+    changes_nothing vol.img on prealloc $path --size 4K
+    is "$STATUS" 1
+    err_has "^atomic4ctl: $path: /.atomic4 belongs to atomic4: create the file elsewhere\$"
+done
 expect_fail 1 'unit 12288: want a power of two from 4096 \(the block size\) to 4194304' \
     on prealloc /x --size 1M --unit 12K
 expect_fail 1 'unit 2048: want' on prealloc /x --size 1M --unit 2K
