@@ -4,6 +4,7 @@
 #include "base/size_parse.h"
 #include "base/text.h"
 #include "common/open.h"
+#include "common/progress.h"
 #include "ext4/layout.h"
 #include "ext4/path.h"
 #include "redo/redo_log.h"
@@ -12,6 +13,7 @@
 namespace atomic4::tools {
 
 Result<int> run(const Context& context, const StatusCommand& command) {
+    Progress progress(fmt::format("looking at {}", command.path));
     const auto volume = A4_TRY(open_to_look(context, command.device));
     const FileState file =
         A4_TRY(read_file(*volume, A4_TRY(lookup(*volume, command.path))).context(command.path));
@@ -24,6 +26,7 @@ Result<int> run(const Context& context, const StatusCommand& command) {
     std::optional<LayoutReport> layout;
     if (file.atomic && file.unit && check_unit(*volume, *file.unit))
         layout = A4_TRY(check_layout(*volume, file, *file.unit));
+    progress.finish();
     const std::string why_not = why_not_native(*volume, file, layout ? layout->problems : 0);
     const char* engine = !takes ? "none" : why_not.empty() ? "native" : "logged";
     // What auto would take: a native write longer than the log's limit needs the layout to hold.

@@ -178,10 +178,11 @@ Result<> run_mke2fs(const MkfsCommand& command, Run which) {
 
 Result<EnablePlan> enable_new(const Context& context, const MkfsCommand& command,
                               const EnableOptions& options, bool& half_done) {
-    const Progress progress("enabling atomic4");
+    Progress progress("enabling atomic4");
     const auto volume = A4_TRY(open_any_to_write(context, command.device));
     const auto enabled = enable(*volume, options);
     half_done = !volume->usable();
+    progress.finish();
     const EnablePlan plan = A4_TRY(enabled);
     if (!command.quiet) {
         warn_about_device(context, volume->device(), plan.unit);
