@@ -226,7 +226,11 @@ Result<CheckReport> check_volume(Volume& volume) {
 Result<CheckReport> check_one_file(Volume& volume, const std::string& path) {
     CheckReport report;
     Checker checker(volume, report);
-    A4_CHECK(checker.check_file(A4_TRY(lookup(volume, path)), path));
+    const ext2_ino_t number = A4_TRY(lookup(volume, path));
+    ext2_inode inode{};
+    if (ext2fs_read_inode(volume.fs(), number, &inode) == 0 && LINUX_S_ISDIR(inode.i_mode))
+        return fail(EISDIR, "{}: is a directory: check takes a file", path);
+    A4_CHECK(checker.check_file(number, path));
     return report;
 }
 

@@ -44,6 +44,23 @@ bool same_file(const struct stat& a, const struct stat& b) {
            (a.st_mode & S_IFMT) == (b.st_mode & S_IFMT);
 }
 
+// What to do about a file or device that can't be opened for writing.
+const char* advice_to_write(int code, const struct stat& st) {
+    if (code != EACCES && code != EPERM && code != EROFS) return "";
+    if (S_ISBLK(st.st_mode)) {
+        return ": writing needs permission (root has it) and a device that isn't write-protected "
+               "(blockdev --setrw)";
+    }
+    switch (code) {
+        case EACCES:
+            return ": writing needs write permission (chmod u+w, or run it as its owner)";
+        case EPERM:
+            return ": writing needs a file that isn't immutable or append-only (chattr -i -a)";
+        default:
+            return ": writing needs a file system mounted read-write (mount -o remount,rw)";
+    }
+}
+
 // Errors with which the kernel turns a write down before it touches anything.
 bool is_refusal(int code) {
     switch (code) {
@@ -110,7 +127,12 @@ Result<std::unique_ptr<FileDevice>> FileDevice::open(const std::string& path,
                     "another program",
                     path);
     }
-    if (!fd) return fail(Error::from_errno(errno, path));
+    if (!fd) {
+        const int code = errno;
+        Error error = Error::from_errno(code, path);
+        if (options.access == Access::ReadWrite) error.message += advice_to_write(code, before);
+        return fail(std::move(error));
+    }
     struct stat st{};
     if (::fstat(fd.get(), &st) != 0) return fail(Error::from_errno(errno, path));
     A4_CHECK(check_kind(path, st));
@@ -141,7 +163,8 @@ Result<> FileDevice::inspect() {
         // The open of a write-protected device succeeds, and each write would be EPERM.
         int write_protected = 0;
         if (!read_only_ && ::ioctl(fd_.get(), BLKROGET, &write_protected) == 0 && write_protected)
-            return fail(EROFS, "{} is write-protected", path_);
+            return fail(EROFS, "{} is write-protected: blockdev --setrw {} lifts that", path_,
+                        path_);
     } else {
         size_ = Bytes(static_cast<uint64_t>(st.st_size));
     }

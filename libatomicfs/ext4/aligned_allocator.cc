@@ -219,11 +219,12 @@ uint64_t AlignedAllocator::available() const {
 
 Result<> AlignedAllocator::check_share(uint64_t blocks) const {
     if (blocks <= available()) return {};
-    if (blocks <= ext2fs_free_blocks_count(fs_->super)) {
+    const uint64_t free = ext2fs_free_blocks_count(fs_->super);
+    if (blocks <= free) {
         return fail(ENOSPC, "{} blocks wanted, {} free, of which {} are reserved for root", blocks,
-                    ext2fs_free_blocks_count(fs_->super), ext2fs_r_blocks_count(fs_->super));
+                    free, free - available());
     }
-    return fail(ENOSPC, "{} blocks wanted, {} free", blocks, ext2fs_free_blocks_count(fs_->super));
+    return fail(ENOSPC, "{} blocks wanted, {} free", blocks, free);
 }
 
 Result<PblkRun> AlignedAllocator::allocate(int order, Pblk goal) {

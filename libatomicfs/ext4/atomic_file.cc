@@ -42,6 +42,26 @@ void fill_new_inode(ext2_filsys fs, FullInode& full, uint16_t mode, uint32_t uid
     set_times(full, kTimeAccessed | kTimeChanged | kTimeModified | kTimeCreated, time_now(fs));
 }
 
+// Nothing but what enabling made may lie in the directory with the log, at any depth.
+Result<> check_not_ours(Volume& volume, ext2_ino_t directory) {
+    constexpr int kDeepest = 4096;  // damaged trees have loops
+    const auto look_up = [&](ext2_ino_t in, std::string_view name) -> Result<ext2_ino_t> {
+        ext2_ino_t found = 0;
+        const errcode_t code = ext2fs_lookup(volume.fs(), in, name.data(),
+                                             static_cast<int>(name.size()), nullptr, &found);
+        if (code == EXT2_ET_FILE_NOT_FOUND) return ext2_ino_t{0};
+        A4_CHECK(check_errcode(code, fmt::format("directory inode {}", in)));
+        return found;
+    };
+    const ext2_ino_t ours = A4_TRY(look_up(EXT2_ROOT_INO, kDirectoryName));
+    for (int depth = 0; directory != EXT2_ROOT_INO && directory != 0 && depth < kDeepest; ++depth) {
+        if (directory == ours)
+            return fail(EPERM, "/{} belongs to atomic4: create the file elsewhere", kDirectoryName);
+        directory = A4_TRY(look_up(directory, ".."));
+    }
+    return {};
+}
+
 }  // namespace
 
 Result<> check_unit(const Volume& volume, Bytes unit) {
@@ -175,6 +195,7 @@ Result<ext2_ino_t> create_atomic_file(Volume& volume, const std::string& path,
     A4_CHECK(volume.usable().context(path));
     A4_CHECK(check_unit(volume, file.unit));
     const NewName where = A4_TRY(lookup_new(volume, path));
+    A4_CHECK(check_not_ours(volume, where.directory).context(path));
     Transaction transaction(volume);
     const StagedFile staged = A4_TRY(stage_file(volume, where.directory, file, true).context(path));
     A4_CHECK(link_name(volume, where, staged.number, EXT2_FT_REG_FILE));

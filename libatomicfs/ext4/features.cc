@@ -1,5 +1,7 @@
 #include "ext4/features.h"
 
+#include <algorithm>
+
 #include "ext4/format.h"
 
 namespace atomic4 {
@@ -55,7 +57,17 @@ Result<> refuse(const char* word, uint32_t features, uint32_t known, const Refus
     return {};
 }
 
+template <size_t N>
+bool names(const Refusal (&table)[N], std::string_view name) {
+    return std::ranges::any_of(table, [&](const Refusal& refusal) { return name == refusal.name; });
+}
+
 }  // namespace
+
+bool is_refused_feature(std::string_view name) {
+    return names(kRefusedCompat, name) || names(kRefusedIncompat, name) ||
+           names(kRefusedRoCompat, name);
+}
 
 Result<> check_features(const ext2_super_block& super) {
     A4_CHECK(refuse("compat", super.s_feature_compat, kKnownCompat, kRefusedCompat));

@@ -14,4 +14,8 @@ namespace atomic4 {
 // checks is not looked at here (see volume.h).
 Result<> check_features(const ext2_super_block& super);
 
+// Whether check_features refuses a volume because of a feature that it has, by the feature's name
+// (mke2fs -O).
+bool is_refused_feature(std::string_view name);
+
 }  // namespace atomic4

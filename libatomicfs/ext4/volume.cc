@@ -204,7 +204,8 @@ Result<> Volume::load() {
     if (adapter_.latched()) {
         Error error = *adapter_.latched();
         if (error.code == EINVAL) {
-            return fail(EUCLEAN, "the image is truncated or not an ext4 ({} bytes)",
+            return fail(EUCLEAN,
+                        "the image is truncated or not an ext4 ({} bytes): restore it from a copy",
                         device_->size());
         }
         return fail(std::move(error));
@@ -230,7 +231,8 @@ Result<> Volume::load() {
         return fail(EUCLEAN, "the superblock is damaged: the volume needs e2fsck");
     if (ext2fs_blocks_count(&super) > device_->size().value() / fs_->blocksize) {
         return fail(EUCLEAN,
-                    "truncated: the filesystem has {} blocks of {} bytes, the device only {} bytes",
+                    "truncated: the filesystem has {} blocks of {} bytes, the device only {} "
+                    "bytes: restore it from a copy",
                     ext2fs_blocks_count(&super), fs_->blocksize, device_->size());
     }
     gate_ = gate_in_primary();
@@ -302,10 +304,11 @@ Result<> Volume::check_state() const {
     if (super.s_last_orphan != 0 || ext2fs_has_feature_orphan_present(&super))
         return fail(EUCLEAN, "it lists orphaned inodes: {}", kKernelRecovers);
     if ((super.s_state & EXT2_VALID_FS) == 0) {
-        return fail(
-            EUCLEAN,
-            "it was not unmounted cleanly and has no journal to recover from: check it with "
-            "e2fsck (man atomic4ctl, section RECOVERY)");
+        return fail(EUCLEAN,
+                    "it was not unmounted cleanly{}: check it with e2fsck (man atomic4ctl, section "
+                    "RECOVERY)",
+                    ext2fs_has_feature_journal(&super) ? ", or never checked"
+                                                       : " and has no journal to recover from");
     }
     if (!ext2fs_has_group_desc_csum(fs_)) return {};
     for (dgrp_t group = 0; group < fs_->group_desc_count; ++group) {

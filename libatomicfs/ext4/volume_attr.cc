@@ -40,6 +40,13 @@ bool parse_log(std::string_view value, VolumeAttr* attr) {
     return parse_id(value.substr(second + 1), &attr->log_id);
 }
 
+tl::unexpected<Error> damaged(std::string_view how, std::string_view whole) {
+    return fail(EUCLEAN,
+                "the volume attribute {}: '{}': run atomic4ctl enable to make it anew, unless "
+                "atomic4ctl info says that a replay is needed: it would be lost",
+                how, whole);
+}
+
 }  // namespace
 
 std::string id_to_text(const std::array<uint8_t, 16>& id) {
@@ -77,11 +84,11 @@ Result<VolumeAttr> VolumeAttr::parse(std::string_view text) {
             attr.unknown.emplace_back(word);
             continue;
         }
-        if (*seen) return fail(EUCLEAN, "the volume attribute names '{}' twice: '{}'", key, whole);
+        if (*seen) return damaged(fmt::format("names '{}' twice", key), whole);
         *seen = true;
         if (key == "version") {
             const auto number = parse_int<uint32_t>(value);
-            if (!number) return fail(EUCLEAN, "the volume attribute is damaged: '{}'", whole);
+            if (!number) return damaged("is damaged", whole);
             if (*number != kVolumeVersion) {
                 return fail(EOPNOTSUPP,
                             "this volume has atomic4 format version {}; this program knows version "
@@ -91,14 +98,13 @@ Result<VolumeAttr> VolumeAttr::parse(std::string_view text) {
         } else if (key == "unit") {
             const auto number = parse_int<uint64_t>(value);
             if (!number || !is_power_of_two(*number) || *number > kUnitMax)
-                return fail(EUCLEAN, "the volume attribute has a bad unit: '{}'", whole);
+                return damaged("has a bad unit", whole);
             attr.unit = Bytes(*number);
         } else if (!parse_log(value, &attr)) {
-            return fail(EUCLEAN, "the volume attribute names its log badly: '{}'", whole);
+            return damaged("names its log badly", whole);
         }
     }
-    if (!version || !unit || !log)
-        return fail(EUCLEAN, "the volume attribute is damaged: '{}'", whole);
+    if (!version || !unit || !log) return damaged("is damaged", whole);
     return attr;
 }
 

@@ -291,7 +291,10 @@ Result<WriteOutcome> AtomicWriter::write(const WriteRange& range, Engine engine)
         }
         if (engine == Engine::Native) return fail(Error(can.error()));
         outcome.why_not_native = can.error().message;
-        if (length > limits.unit_max_logged) return fail(Error(can.error()));
+        if (length > limits.unit_max_logged) {
+            return fail(can.error().code, "{}; and the logged engine takes at most {} bytes here",
+                        can.error().message, limits.unit_max_logged);
+        }
     }
     const auto prepared = A4_TRY(prepare(std::span(&range, 1), length));
     A4_CHECK(write_logged(std::span(&range, 1), prepared));

@@ -1,5 +1,7 @@
 #include "writer/write_rules.h"
 
+#include "base/size_parse.h"
+#include "base/text.h"
 #include "ext4/format.h"
 
 namespace atomic4 {
@@ -98,6 +100,26 @@ Result<> check_native(const Volume& volume, const RangeShape& shape, Bytes lengt
                     shape.device_offset, length);
     }
     return check_atomic_limits(limits, shape.device_offset, length);
+}
+
+std::string why_not_native(const Volume& volume, const FileState& file, uint64_t layout_problems) {
+    const AtomicLimits& limits = volume.device().atomic_limits();
+    if (!limits.supported()) return limits.why_not;
+    if (!file.atomic || !file.unit)
+        return "the file has no atomic flag, so nothing promises its layout";
+    if (*file.unit < limits.unit_min) {
+        return fmt::format("the device's smallest atomic write is {}",
+                           format_size(limits.unit_min));
+    }
+    if (*file.unit > limits.unit_max)
+        return fmt::format("the device's largest atomic write is {}", format_size(limits.unit_max));
+    if (limits.boundary.value() != 0 && *file.unit > limits.boundary) {
+        return fmt::format("the device's atomic writes may not cross multiples of {}",
+                           format_size(limits.boundary));
+    }
+    if (layout_problems > 0)
+        return fmt::format("{} lost the layout", counted(layout_problems, "unit"));
+    return {};
 }
 
 WriteLimits write_limits(const Volume& volume, Bytes log_unit_max) {

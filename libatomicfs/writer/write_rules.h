@@ -27,6 +27,10 @@ Result<> check_file(Volume& volume, const FileState& file);
 // limits, or crossing its boundary; EIO: the range is not one aligned written run.
 Result<> check_native(const Volume& volume, const RangeShape& shape, Bytes length);
 
+// Why a write of one unit would not go native, for the file as a whole: the first reason; empty if
+// it would. layout_problems: what check_layout counted.
+std::string why_not_native(const Volume& volume, const FileState& file, uint64_t layout_problems);
+
 // statx-like limits of a file (RFC patch 7).
 struct WriteLimits {
     Bytes unit_min;

@@ -18,6 +18,7 @@ mount_image vol.img mnt
 mkdir mnt/dir
 ln -s dir/inner mnt/link
 ln -s loop mnt/loop
+ln -s .atomic4 mnt/ours
 pattern plain 10000 >mnt/plain
 truncate -s 1M mnt/holes
 umount mnt
@@ -42,6 +43,11 @@ for path in /x/ /x// /dir/ /plain/; do
     err_has "^atomic4ctl: $path: names a directory, because of the slash at its end\$"
 done
 expect_fail 1 'a name has at most 255 bytes' on prealloc "/$(printf 'x%.0s' $(seq 256))" --size 1M
+for path in /.atomic4/z /.atomic4/../.atomic4/z /ours/z; do
+    changes_nothing vol.img on prealloc $path --size 4K
+    is "$STATUS" 1
+    err_has "^atomic4ctl: $path: /.atomic4 belongs to atomic4: create the file elsewhere\$"
+done
 expect_fail 1 'unit 12288: want a power of two from 4096 \(the block size\) to 4194304' \
     on prealloc /x --size 1M --unit 12K
 expect_fail 1 'unit 2048: want' on prealloc /x --size 1M --unit 2K
@@ -107,6 +113,8 @@ expect_fail 1 'standard input: has only 0 of 4096 bytes' \
 expect_fail 1 'missing: No such file' on write /db --offset 0 --from missing
 expect_fail 1 'dir: Is a directory' bash -c 'mkdir -p dir; exec atomic4ctl -d vol.img write /db --offset 0 --from dir'
 expect_fail 1 'longer than the limit 4194304' on write /db --offset 0 --length 8M --from big
+expect_fail 1 'big: has more than 4194304 bytes, the limit of an atomic write' \
+    on write /db --offset 0 --from big
 expect_fail 2 'offset is required' on write /db --from one
 expect_fail 2 'engine .fast.: want auto, native or logged' on write /db --offset 0 --engine fast
 expect_fail 2 'excludes' on write /db --offset 0 --plain --engine logged
@@ -199,6 +207,9 @@ expect_ok on check
 out_has '^vol.img: 4 atomic files, [0-9]+ units: clean$'
 expect_ok on check /db
 out_has '^/db: 1 atomic file, 64 units: clean$'
+expect_fail 1 '/dir: is a directory: check takes a file' on check /dir
+expect_ok on check /plain
+out_has '^/plain: no atomic file: clean$'
 expect_ok on --json check /plain
 json_holds .clean '.files == 0' '.findings == []'
 # A finding: the unit says more than the layout holds.
@@ -250,7 +261,9 @@ for command in enable disable info recover ls prealloc status check map write re
     out_has "Usage: atomic4ctl $command"
 done
 expect_fail 2 'subcommand' atomic4ctl
-expect_fail 2 '' atomic4ctl frobnicate
+expect_fail 2 "^atomic4ctl: 'frobnicate' is no command \(see atomic4ctl --help\)\$" \
+    atomic4ctl frobnicate
+expect_fail 2 "'frobnicate' is no command" atomic4ctl -d vol.img --json frobnicate /db
 expect_fail 2 'd IMAGE' atomic4ctl ls
 expect_fail 2 'd IMAGE' atomic4ctl status /db
 expect_fail 2 'DEVICE is required' atomic4ctl info

@@ -147,12 +147,26 @@ exec 9<&-
 
 # --- features that atomic4 has no support for: refused before anything is written -----------------
 truncate -s 64M blank.img
-for feature in bigalloc quota project inline_data casefold mmp journal_dev ^extent ^extents \
-    64bit,bigalloc; do
+for feature in bigalloc quota inline_data casefold mmp journal_dev shared_blocks dirdata read-only \
+    ^extent ^extents -extent ^ext_attr none none,extent Quota 64bit,bigalloc; do
     changes_nothing blank.img mkfs.atomic4 -O $feature blank.img
     is "$STATUS" 1
     is "$(wc -l <"$ERR")" 1
-    err_has '^mkfs.atomic4: -O .*: atomic4 (does not support it|needs extents)$'
+    err_has '^mkfs.atomic4: -O .*: atomic4 (does not support it|needs (extents|extended attributes))$'
+done
+for row in "-r 0|needs revision 1" "-E offset=1048576|give the partition, or a loop device" \
+    "-E stride=8,offset=4096|give the partition" "-J size=4,device=/dev/none|the journal on the volume"; do
+    # shellcheck disable=SC2086
+    changes_nothing blank.img mkfs.atomic4 ${row%|*} blank.img
+    is "$STATUS" 1
+    is "$(wc -l <"$ERR")" 1
+    err_has "^mkfs.atomic4: ${row%% *} .*: atomic4 .*${row#*|}"
+done
+for features in project none,extent,ext_attr ^extent,extents bigalloc,^bigalloc; do
+    make_image wish.img 64M -O $features
+    expect_ok atomic4ctl -d wish.img prealloc /f --size 64K
+    check_clean wish.img
+    e2fsck_clean wish.img
 done
 expect_fail 1 '-b 65536: atomic4 supports block sizes 1024, 2048 and 4096' \
     mkfs.atomic4 -b 65536 none.img 64M
@@ -167,6 +181,9 @@ case ${FAKE_MKE2FS:-} in
 fail)
     echo "mke2fs: this one always fails" >&2
     exit 3
+    ;;
+pipe)
+    kill -PIPE $$
     ;;
 slow)
     echo begun >"$FAKE_FIFO"
@@ -188,6 +205,9 @@ expect_status 1 env PATH="$T/fake:$PATH" FAKE_MKE2FS=fail mkfs.atomic4 none.img 
 err_has '^mkfs.atomic4: mke2fs failed with exit status 3: atomic4 was not enabled$'
 out_is_empty
 
+expect_status 1 env PATH="$T/fake:$PATH" FAKE_MKE2FS=pipe mkfs.atomic4 none.img 64M
+err_has '^mkfs.atomic4: mke2fs was killed by SIGPIPE; none.img may hold an incomplete filesystem: format it again$'
+
 # Interrupted as from a terminal: the whole process group gets SIGINT. What mkfs said is then in
 # int.out and int.err, its exit status in int.status.
 interrupted() {
@@ -208,7 +228,7 @@ interrupted() {
 interrupted slow
 is "$(cat int.status)" 1
 is "$(cat int.err)" \
-    "mkfs.atomic4: mke2fs was stopped by signal 2 (Interrupt): int.img holds no usable filesystem now"
+    "mkfs.atomic4: mke2fs was killed by SIGINT; int.img may hold an incomplete filesystem: format it again"
 interrupted stubborn # it finishes, and so do we
 is "$(cat int.status)" 0
 is "$(cat int.err)" ""

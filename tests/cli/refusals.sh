@@ -96,6 +96,10 @@ tampered 'ssv error_count 2'
 all_refuse 'ext4 has recorded errors on it' "${writers[@]}" "${readers[@]}"
 tampered 'ssv last_orphan 15'
 all_refuse "it lists orphaned inodes: $kernel_recovers" "${writers[@]}" "${readers[@]}"
+prepared
+debugfs -w -R 'ssv state 0' vol.img >/dev/null 2>&1
+all_refuse 'it was not unmounted cleanly, or never checked: check it with e2fsck \(man' \
+    "${writers[@]}" "${readers[@]}"
 prepared -O ^has_journal
 debugfs -w -R 'ssv state 0' vol.img >/dev/null 2>&1
 all_refuse 'it was not unmounted cleanly and has no journal to recover from: check it with e2fsck' \
@@ -104,7 +108,7 @@ all_refuse 'it was not unmounted cleanly and has no journal to recover from: che
 # --- damaged, or something else ------------------------------------------------------------------------
 prepared
 truncate -s 40M vol.img
-all_refuse 'truncated: the filesystem has 16384 blocks of 4096 bytes, the device only 41943040' \
+all_refuse 'truncated: the filesystem has 16384 blocks of 4096 bytes, the device only 41943040 bytes: restore it from a copy$' \
     "${writers[@]}" "${readers[@]}" "info vol.img"
 truncate -s 1500 vol.img
 all_refuse '^atomic4ctl: vol.img: ' "${writers[@]}" "${readers[@]}" "info vol.img"
@@ -132,7 +136,11 @@ set_attribute() {
 set_attribute "${attribute/version=1/version=2}"
 all_refuse 'version' "${writers[@]:3}" "${readers[@]}" "enable vol.img"
 set_attribute "rubbish"
-all_refuse '^atomic4ctl: vol.img: ' "${writers[@]:2}" "${readers[@]}"
+all_refuse "^atomic4ctl: vol.img: the volume attribute is damaged: 'rubbish': run atomic4ctl enable" \
+    "${writers[@]:2}" "${readers[@]}"
+copy_image vol.img anew.img
+expect_ok atomic4ctl enable anew.img # as advised
+check_clean anew.img
 expect_ok atomic4ctl --json info vol.img
 json_holds '.log.error | length > 0'
 set_attribute "$attribute later=key"
@@ -152,7 +160,8 @@ prepared
 chmod 444 vol.img
 for command in "${writers[@]}"; do
     # shellcheck disable=SC2086
-    expect_fail 1 'vol.img: Permission denied' as_nobody atomic4ctl $command
+    expect_fail 1 'vol.img: Permission denied: writing needs write permission \(chmod u\+w' \
+        as_nobody atomic4ctl $command
 done
 for command in "${readers[@]}"; do
     # shellcheck disable=SC2086
@@ -165,8 +174,13 @@ for command in "${writers[@]}" "${readers[@]}" "info vol.img"; do
     expect_fail 1 'vol.img: Permission denied' as_nobody atomic4ctl $command
 done
 chmod 644 vol.img
+if chattr +i vol.img 2>/dev/null; then
+    UNDO+=("chattr -i '$T/vol.img'")
+    expect_fail 1 'vol.img: .*chattr -i' atomic4ctl -d vol.img write /db --offset 0 --from db
+    chattr -i vol.img
+fi
 attach loop vol.img -r
-expect_fail 1 "$loop(: Read-only file system| is write-protected|: Permission denied)" \
+expect_fail 1 "$loop(: Read-only file system| is write-protected|: Permission denied).*blockdev --setrw" \
     atomic4ctl -d "$loop" write /db --offset 0 --from db
 expect_ok atomic4ctl -d "$loop" read /db --offset 0 --length 4K
 detach "$loop"

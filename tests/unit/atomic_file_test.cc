@@ -168,6 +168,8 @@ TEST(CreateFile, Errors) {
                            {"/dir", EEXIST},
                            {"/dangling", EEXIST},
                            {"/.atomic4/log", EEXIST},
+                           {"/.atomic4/new", EPERM},
+                           {"/.atomic4/../.atomic4/new", EPERM},
                            {"/nowhere/f", ENOENT},
                            {"/dangling/f", ENOENT},
                            {"/file/f", ENOTDIR},

@@ -163,7 +163,7 @@ TEST(VolumeOpen, States) {
         {"orphaned inodes", [](auto& s) { s.s_last_orphan = 12; }},
         {"orphaned inodes",
          [](auto& s) { s.s_feature_ro_compat |= EXT4_FEATURE_RO_COMPAT_ORPHAN_PRESENT; }},
-        {"not unmounted cleanly",
+        {"not unmounted cleanly, or never checked: check it with e2fsck",
          [](auto& s) { s.s_state = static_cast<uint16_t>(s.s_state & ~EXT2_VALID_FS); }},
     };
     for (const Row& row : rows) {

@@ -310,6 +310,43 @@ TEST_F(Rules, NativeTable) {
     }
 }
 
+TEST_F(Rules, NativeForTheFileAsAWhole) {
+    start_default();
+    open();
+    const Volume& volume = writer->volume();
+    const FileState one = must(writer->file(create("/1k", 65536, 1024)));
+    const FileState four = must(writer->file(create("/4k", 65536, 4096)));
+    EXPECT_EQ(why_not_native(volume, four, 0), "this is memory");
+    memory->set_atomic_limits(native_limits(4096, 2 * kMiB));
+    EXPECT_EQ(why_not_native(volume, one, 0), "the device's smallest atomic write is 4K");
+    EXPECT_EQ(why_not_native(volume, four, 0), "");
+    EXPECT_EQ(why_not_native(volume, four, 2), "2 units lost the layout");
+    // As a write of one unit then goes.
+    EXPECT_EQ(must(write(one.number, 0, filled(1024, 1))).engine, Engine::Logged);
+    EXPECT_EQ(must(write(four.number, 0, filled(4096, 1))).engine, Engine::Native);
+    memory->set_atomic_limits(native_limits(512, 2048));
+    EXPECT_EQ(why_not_native(volume, four, 0), "the device's largest atomic write is 2K");
+    EXPECT_EQ(why_not_native(volume, one, 0), "");
+    memory->set_atomic_limits(native_limits(512, 65536, 2048));
+    EXPECT_THAT(why_not_native(volume, four, 0), HasSubstr("not cross multiples of 2K"));
+    EXPECT_EQ(why_not_native(volume, one, 0), "");
+    FileState plain = one;
+    plain.atomic = false;
+    EXPECT_THAT(why_not_native(volume, plain, 0), HasSubstr("no atomic flag"));
+}
+
+TEST_F(Rules, LongerThanTheLogTakes) {
+    start_default("1024", 256 << 10);
+    memory->set_atomic_limits(native_limits(1024, 65536));
+    open();
+    ASSERT_EQ(writer->log_unit_max(), Bytes(32768));
+    const auto number = create("/f", 65536, 4096);
+    const auto done = write(number, 65536, filled(65536, 1));
+    EXPECT_EQ(code_of(done), EIO);
+    EXPECT_THAT(message_of(done), HasSubstr("beyond EOF"));
+    EXPECT_THAT(message_of(done), HasSubstr("the logged engine takes at most 32768 bytes here"));
+}
+
 TEST_F(Rules, Batches) {
     start_default("1024", 256 << 10);
     open();

@@ -9,10 +9,11 @@
 namespace atomic4::tools {
 
 Result<int> run(const Context& context, const CheckCommand& command) {
-    const Progress progress("checking");
+    Progress progress("checking");
     const auto volume = A4_TRY(open_to_look(context, command.device));
     const CheckReport report =
         A4_TRY(command.path ? check_one_file(*volume, *command.path) : check_volume(*volume));
+    progress.finish();
     if (context.json) {
         nlohmann::json findings = nlohmann::json::array();
         for (const Finding& finding : report.findings) {
@@ -39,8 +40,11 @@ Result<int> run(const Context& context, const CheckCommand& command) {
                             number_of(finding.id), finding.where, meaning_of(finding.id),
                             finding.detail);
     }
-    text += fmt::format("{}: {}, {}: {}\n", command.path.value_or(command.device),
-                        counted(report.files, "atomic file"), counted(report.units, "unit"),
+    const std::string what = command.path && report.clean() && report.files == 0
+                                 ? "no atomic file"
+                                 : fmt::format("{}, {}", counted(report.files, "atomic file"),
+                                               counted(report.units, "unit"));
+    text += fmt::format("{}: {}: {}\n", command.path.value_or(command.device), what,
                         report.clean() ? "clean" : "has problems");
     context.print(text);
     return report.clean() ? 0 : 1;

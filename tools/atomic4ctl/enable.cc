@@ -11,9 +11,10 @@
 namespace atomic4::tools {
 
 Result<int> run(const Context& context, const EnableCommand& command) {
-    const Progress progress("enabling atomic4");
+    Progress progress("enabling atomic4");
     const auto volume = A4_TRY(open_any_to_write(context, command.device));
     const EnablePlan plan = A4_TRY(enable(*volume, {command.unit, command.log_size}));
+    progress.finish();
     warn_about_device(context, volume->device(), plan.unit);
     warn_about_fstab(context, *volume);
     if (plan.after_interruption) warn_of_interruption(context, command.device);

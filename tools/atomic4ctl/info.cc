@@ -4,6 +4,7 @@
 #include "base/size_parse.h"
 #include "base/text.h"
 #include "common/open.h"
+#include "common/progress.h"
 #include "device/ownership.h"
 #include "ext4/format.h"
 #include "ext4/layout.h"
@@ -59,6 +60,7 @@ std::string size_text(const nlohmann::json& value) {
 }  // namespace
 
 Result<int> run(const Context& context, const InfoCommand& command) {
+    Progress progress("reading the volume");
     VolumeOptions options;
     options.purpose = OpenFor::Inspect;
     options.require_atomic4 = false;
@@ -94,6 +96,7 @@ Result<int> run(const Context& context, const InfoCommand& command) {
         }
         json["log"] = log_report(*volume);
     }
+    progress.finish();
     if (context.json) {
         context.print(json.dump(2) + "\n");
         return 0;

@@ -10,7 +10,7 @@
 namespace atomic4::tools {
 
 Result<int> run(const Context& context, const LsCommand& command) {
-    const Progress progress("looking for atomic files");
+    Progress progress("looking for atomic files");
     const auto volume = A4_TRY(open_to_look(context, command.device));
     const auto inodes = A4_TRY(find_atomic_inodes(*volume));
     const auto paths = A4_TRY(paths_of(*volume, {inodes.begin(), inodes.end()}));
@@ -31,6 +31,7 @@ Result<int> run(const Context& context, const LsCommand& command) {
             fmt::format("{:>6} {:>14} {}\n",
                         file.unit ? format_size(*file.unit) : std::string("none"), file.size, name);
     }
+    progress.finish();
     if (context.json)
         context.print(files.dump(2) + "\n");
     else if (!text.empty())

@@ -211,6 +211,14 @@ int main_program(int argc, char** argv) {
     try {
         app.parse(argc, argv);
     } catch (const CLI::ParseError& error) {
+        // Otherwise it is only said that a command is missing.
+        const auto words = app.remaining();
+        if (error.get_exit_code() != 0 && app.get_subcommands().empty() && !words.empty() &&
+            !words.front().starts_with('-')) {
+            std::cerr << kName << ": '" << words.front() << "' is no command (see " << kName
+                      << " --help)\n";
+            return 2;
+        }
         return report_usage(app, error);
     }
     const Result<int> status = action();

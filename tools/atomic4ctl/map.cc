@@ -4,6 +4,7 @@
 #include "atomic4ctl/commands.h"
 #include "base/size_parse.h"
 #include "common/open.h"
+#include "common/progress.h"
 #include "ext4/layout.h"
 #include "ext4/path.h"
 
@@ -57,6 +58,7 @@ std::string picture(const std::vector<Mapping>& mappings, uint64_t blocks, uint6
 }  // namespace
 
 Result<int> run(const Context& context, const MapCommand& command) {
+    Progress progress(fmt::format("mapping {}", command.path));
     const auto volume = A4_TRY(open_to_look(context, command.device));
     const FileState file =
         A4_TRY(read_file(*volume, A4_TRY(lookup(*volume, command.path))).context(command.path));
@@ -69,6 +71,7 @@ Result<int> run(const Context& context, const MapCommand& command) {
     const uint64_t blocks = round_up((file.size.value() + block - 1) / block, unit_blocks);
     const auto mappings =
         A4_TRY(map_range(*volume, file.number, file.inode, Lblk(0), Blocks(blocks)));
+    progress.finish();
     if (context.json) {
         nlohmann::json runs = nlohmann::json::array();
         for (const Mapping& mapping : mappings) {

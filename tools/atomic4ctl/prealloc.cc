@@ -9,7 +9,7 @@
 namespace atomic4::tools {
 
 Result<int> run(const Context& context, const PreallocCommand& command) {
-    const Progress progress(fmt::format("allocating {}", command.path));
+    Progress progress(fmt::format("allocating {}", command.path));
     OpenVolume opened = A4_TRY(open_to_write(context, command.device));
     Volume& volume = *opened.volume;
     NewFile file;
@@ -19,6 +19,7 @@ Result<int> run(const Context& context, const PreallocCommand& command) {
     file.uid = command.uid;
     file.gid = command.gid;
     const ext2_ino_t inode = A4_TRY(create_atomic_file(volume, command.path, file));
+    progress.finish();
     const uint64_t units = (file.size.value() + file.unit.value() - 1) / file.unit.value();
     if (context.json) {
         const nlohmann::json json = {{"path", command.path},

@@ -1,7 +1,11 @@
+#include <unistd.h>
+
 #include <algorithm>
+#include <optional>
 
 #include "atomic4ctl/commands.h"
 #include "common/open.h"
+#include "common/progress.h"
 #include "ext4/path.h"
 #include "writer/atomic_writer.h"
 
@@ -9,6 +13,9 @@ namespace atomic4::tools {
 
 Result<int> run(const Context& context, const ReadCommand& command) {
     constexpr uint64_t kPiece = uint64_t{4} << 20;
+    // On a terminal the bytes themselves are the sign of life.
+    std::optional<Progress> progress;
+    if (isatty(STDOUT_FILENO) == 0) progress.emplace(fmt::format("reading {}", command.path));
     auto opened = A4_TRY(open_for_reading(
         A4_TRY(context.open_device(command.device, Access::ReadOnly, Sharing::Exclusive))));
     warn_of_repairs(context, command.device, opened.volume->notices());

@@ -4,6 +4,7 @@
 #include "base/size_parse.h"
 #include "base/text.h"
 #include "common/open.h"
+#include "common/progress.h"
 #include "ext4/layout.h"
 #include "ext4/path.h"
 #include "redo/redo_log.h"
@@ -11,26 +12,8 @@
 
 namespace atomic4::tools {
 
-namespace {
-
-// Which engine would take a write of one unit, and why not native: the first reason that holds for
-// the file as a whole.
-std::string why_not_native(const Volume& volume, const FileState& file,
-                           const std::optional<LayoutReport>& layout) {
-    const AtomicLimits& limits = volume.device().atomic_limits();
-    if (!limits.supported()) return limits.why_not;
-    if (!file.atomic || !file.unit)
-        return "the file has no atomic flag, so nothing promises its layout";
-    if (limits.unit_max < *file.unit)
-        return fmt::format("the device's largest atomic write is {}", format_size(limits.unit_max));
-    if (layout && layout->problems > 0)
-        return fmt::format("{} lost the layout", counted(layout->problems, "unit"));
-    return {};
-}
-
-}  // namespace
-
 Result<int> run(const Context& context, const StatusCommand& command) {
+    Progress progress(fmt::format("looking at {}", command.path));
     const auto volume = A4_TRY(open_to_look(context, command.device));
     const FileState file =
         A4_TRY(read_file(*volume, A4_TRY(lookup(*volume, command.path))).context(command.path));
@@ -43,7 +26,8 @@ Result<int> run(const Context& context, const StatusCommand& command) {
     std::optional<LayoutReport> layout;
     if (file.atomic && file.unit && check_unit(*volume, *file.unit))
         layout = A4_TRY(check_layout(*volume, file, *file.unit));
-    const std::string why_not = why_not_native(*volume, file, layout);
+    progress.finish();
+    const std::string why_not = why_not_native(*volume, file, layout ? layout->problems : 0);
     const char* engine = !takes ? "none" : why_not.empty() ? "native" : "logged";
     // What auto would take: a native write longer than the log's limit needs the layout to hold.
     const Bytes unit_max = why_not.empty() ? limits.unit_max() : limits.unit_max_logged;

@@ -74,7 +74,7 @@ Result<uint64_t> write_plainly(AtomicWriter& writer, const FileState& file, Inpu
 }  // namespace
 
 Result<int> run(const Context& context, const WriteCommand& command) {
-    const Progress progress(fmt::format("writing {}", command.path));
+    Progress progress(fmt::format("writing {}", command.path));
     Input input = A4_TRY(Input::open(command.from));
     std::vector<std::byte> bytes;
     if (!command.plain) {
@@ -85,6 +85,10 @@ Result<int> run(const Context& context, const WriteCommand& command) {
         bytes = A4_TRY(input.read(command.length ? command.length->value() : kUnitMax + 1));
         if (command.length && bytes.size() < command.length->value())
             return fail(too_short(input, bytes.size(), *command.length));
+        if (bytes.size() > kUnitMax) {
+            return fail(EINVAL, "{}: has more than {} bytes, the limit of an atomic write",
+                        input.name(), kUnitMax);
+        }
     }
     auto writer = A4_TRY(AtomicWriter::open(A4_TRY(open_to_write(context, command.device))));
     const ext2_ino_t inode = A4_TRY(lookup(writer->volume(), command.path));
@@ -107,6 +111,7 @@ Result<int> run(const Context& context, const WriteCommand& command) {
         auto closed = writer->close();
         if (written) written = std::move(closed);
     }
+    progress.finish();
     A4_CHECK(std::move(written).context(command.path));
     const char* engine = command.plain ? "plain" : to_text(outcome.engine);
     if (context.json) {

@@ -12,7 +12,7 @@ Progress::Progress(std::string doing) : doing_(std::move(doing)) {
     if (isatty(STDERR_FILENO) != 0) thread_ = std::thread([this] { run(); });
 }
 
-Progress::~Progress() {
+void Progress::finish() {
     if (!thread_.joinable()) return;
     {
         const std::lock_guard lock(mutex_);

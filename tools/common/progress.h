@@ -12,7 +12,9 @@ namespace atomic4::tools {
 class Progress {
   public:
     explicit Progress(std::string doing);
-    ~Progress();
+    ~Progress() { finish(); }
+    // Takes it off the terminal, before something else is printed there.
+    void finish();
     Progress(const Progress&) = delete;
     Progress& operator=(const Progress&) = delete;
 

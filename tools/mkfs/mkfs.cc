@@ -7,8 +7,11 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cctype>
 #include <csignal>
 #include <cstring>
+#include <iterator>
+#include <map>
 #include <sstream>
 
 #include "base/size_parse.h"
@@ -16,28 +19,73 @@
 #include "common/open.h"
 #include "common/progress.h"
 #include "device/ownership.h"
+#include "ext4/features.h"
 #include "ext4/format.h"
 
 namespace atomic4::tools {
 
 namespace {
 
-// Features that would make a volume which cannot be enabled: refused before formatting.
-Result<> check_wishes(const MkfsCommand& command) {
-    std::string words = command.features;
-    for (char& c : words) {
-        if (c == ',') c = ' ';
-    }
-    std::istringstream stream(words);
-    for (std::string word; stream >> word;) {
-        for (const char* refused : {"bigalloc", "quota", "project", "inline_data", "casefold",
-                                    "mmp", "journal_dev", "shared_blocks"}) {
-            if (word == refused)
-                return fail(EOPNOTSUPP, "-O {}: atomic4 does not support it", word);
+std::vector<std::string> words_of(std::string text) {
+    for (char& c : text) c = c == ',' ? ' ' : static_cast<char>(std::tolower(c));
+    std::istringstream stream(text);
+    return {std::istream_iterator<std::string>(stream), {}};
+}
+
+// The -O words, in mke2fs's way: "none" clears all, ^ and - one.
+Result<> check_feature_words(const std::string& features) {
+    std::map<std::string, std::string> clearing{{"extent", ""}, {"ext_attr", ""}};
+    std::optional<std::string> refused;
+    for (const std::string& word : words_of(features)) {
+        const bool clear = word[0] == '^' || word[0] == '-';
+        std::string name = word.substr(clear || word[0] == '+' ? 1 : 0);
+        if (name == "extents") name = "extent";
+        if (word == "none") {
+            for (auto& [feature, by] : clearing) by = word;
+            refused.reset();
+        } else if (const auto needed = clearing.find(name); needed != clearing.end()) {
+            needed->second = clear ? word : "";
+        } else if (clear && refused == name) {
+            refused.reset();
+        } else if (!clear && !refused && is_refused_feature(name)) {
+            refused = name;
         }
-        if (word == "^extent" || word == "^extents")
-            return fail(EOPNOTSUPP, "-O {}: atomic4 needs extents", word);
     }
+    if (refused) return fail(EOPNOTSUPP, "-O {}: atomic4 does not support it", *refused);
+    for (const auto& [name, what] :
+         {std::pair{"extent", "extents"}, std::pair{"ext_attr", "extended attributes"}}) {
+        if (!clearing[name].empty())
+            return fail(EOPNOTSUPP, "-O {}: atomic4 needs {}", clearing[name], what);
+    }
+    return {};
+}
+
+// mke2fs's other options.
+Result<> check_option(const std::string& option, const std::string& value) {
+    if (option == "-r") {
+        char* end = nullptr;
+        if (strtoul(value.c_str(), &end, 0) == 0 && end != value.c_str() && *end == '\0')
+            return fail(EOPNOTSUPP, "-r {}: atomic4 needs revision 1", value);
+    }
+    for (const std::string& word : words_of(value)) {
+        if (option == "-E" && word.starts_with("offset=")) {
+            return fail(EOPNOTSUPP,
+                        "-E {}: atomic4 works on a whole device or image: give the partition, or a "
+                        "loop device with that offset",
+                        word);
+        }
+        if (option == "-J" && word.starts_with("device="))
+            return fail(EOPNOTSUPP, "-J {}: atomic4 needs the journal on the volume itself", word);
+    }
+    return {};
+}
+
+// What would make a volume which cannot be enabled: refused before formatting.
+Result<> check_wishes(const MkfsCommand& command) {
+    A4_CHECK(check_feature_words(command.features));
+    const auto& options = command.mke2fs_options;
+    for (size_t i = 0; i + 1 < options.size(); ++i)
+        A4_CHECK(check_option(options[i], options[i + 1]));
     const uint64_t block_size = command.block_size.value_or(1024);
     if (block_size > 4096)
         return fail(EOPNOTSUPP, "-b {}: atomic4 supports block sizes 1024, 2048 and 4096",
@@ -124,9 +172,9 @@ Result<> run_mke2fs(const MkfsCommand& command, Run which) {
     // From here to the end an interrupt would leave a half-enabled volume: it stays ignored, and
     // the others stay blocked.
     if (WIFSIGNALED(status)) {
-        return fail(EINTR,
-                    "mke2fs was stopped by signal {} ({}): {} holds no usable filesystem now",
-                    WTERMSIG(status), strsignal(WTERMSIG(status)), command.device);
+        const char* name = sigabbrev_np(WTERMSIG(status));
+        return fail(EINTR, "mke2fs was killed by SIG{}",
+                    name != nullptr ? name : std::to_string(WTERMSIG(status)));
     }
     if (WEXITSTATUS(status) != 0)
         return fail(EIO, "mke2fs failed with exit status {}: atomic4 was not enabled",
@@ -145,10 +193,11 @@ Result<> run_mke2fs(const MkfsCommand& command, Run which) {
 
 Result<EnablePlan> enable_new(const Context& context, const MkfsCommand& command,
                               const EnableOptions& options, bool& half_done) {
-    const Progress progress("enabling atomic4");
+    Progress progress("enabling atomic4");
     const auto volume = A4_TRY(open_any_to_write(context, command.device));
     const auto enabled = enable(*volume, options);
     half_done = !volume->usable();
+    progress.finish();
     const EnablePlan plan = A4_TRY(enabled);
     if (!command.quiet) {
         warn_about_device(context, volume->device(), plan.unit);
@@ -187,7 +236,13 @@ Result<int> run(const Context& context, const MkfsCommand& command) {
     // What can be wrong with these is said before there is a volume without them.
     const EnablePlan plan = A4_TRY(plan_enable(Bytes(command.block_size.value_or(1024)),
                                                volume_size.value_or(Bytes(UINT64_MAX)), options));
-    A4_CHECK(run_mke2fs(command, Run::First));
+    const std::string incomplete =
+        fmt::format("{} may hold an incomplete filesystem: format it again", command.device);
+    if (auto formatted = run_mke2fs(command, Run::First); !formatted) {
+        Error error = formatted.error();
+        if (error.code == EINTR && !command.dry_run) error.message += "; " + incomplete;
+        return fail(std::move(error));
+    }
     if (command.dry_run) {
         const bool log_known = volume_size || command.log_size;
         context.print(fmt::format(
@@ -205,8 +260,7 @@ Result<int> run(const Context& context, const MkfsCommand& command) {
         const auto restored = half_done ? run_mke2fs(command, Run::Again) : Result<>();
         error.message +=
             restored ? fmt::format("; {} holds a plain ext4 without atomic4", command.device)
-                     : fmt::format("; then {}: {} holds no usable filesystem",
-                                   restored.error().message, command.device);
+                     : fmt::format("; then {}; {}", restored.error().message, incomplete);
         return fail(std::move(error));
     }
     if (!command.quiet) {
