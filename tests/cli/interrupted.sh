@@ -90,3 +90,18 @@ disable_again() {
     kernel_roundtrip vol.img keep=keep
 }
 for_each_write disable_again base.img atomic4ctl disable --force vol.img
+
+# Whoever wants to stop mkfs.atomic4 waits: it never leaves a half-enabled volume. (Told while mke2fs
+# runs, it stops after that, with a plain ext4.)
+for signal in TERM HUP INT QUIT; do
+    for when in 1 4 9; do
+        rm -f vol.img
+        capture strace -qq -o /dev/null -e trace=pwrite64 \
+            -e "inject=pwrite64:signal=$signal:when=$when" mkfs.atomic4 -q vol.img 100M
+        # A signal that stayed blocked takes effect at no time; strace ends as the program does.
+        is "$STATUS" 0
+        check_clean vol.img
+        expect_ok atomic4ctl --json info vol.img
+        json_holds .gate.primary '.gate.backups == .gate.backups_with_gate'
+    done
+done

@@ -137,9 +137,12 @@ set_attribute "${attribute/version=1/version=2}"
 all_refuse 'version' "${writers[@]:3}" "${readers[@]}" "enable vol.img"
 set_attribute "rubbish"
 all_refuse "^atomic4ctl: vol.img: the volume attribute is damaged: 'rubbish': run atomic4ctl enable" \
-    "${writers[@]:2}" "${readers[@]}"
+    "${writers[@]:4}" "${readers[@]}"
 copy_image vol.img anew.img
 expect_ok atomic4ctl enable anew.img # as advised
+check_clean anew.img
+copy_image vol.img anew.img
+expect_ok atomic4ctl recover anew.img # finds the log by its name
 check_clean anew.img
 expect_ok atomic4ctl --json info vol.img
 json_holds '.log.error | length > 0'
