@@ -1,7 +1,7 @@
 # prealloc, write, read, status, map, check, ls: their reports as text and as JSON, and their errors.
 . "$(dirname "$0")/lib.sh"
 need_root
-need_program jq
+need_program jq script
 
 make_image vol.img 96M
 on() { atomic4ctl -d vol.img "$@"; }
@@ -142,6 +142,18 @@ fi
 expect_ok on check
 json_state=$(on --json check)
 is "$(jq -r .clean <<<"$json_state")" true
+
+# --- a sign of life on a terminal, gone before the report ---------------------------------------
+mkfifo slow
+{ sleep 2.5 && cat one; } >slow &
+script -qec 'atomic4ctl -d vol.img write /db --offset 0 --from slow' /dev/null </dev/null >"$OUT"
+wait $!
+out_has 'writing /db … 1 s'
+out_has $'s\r\033\\[K/db: 16384 bytes at 0, logged'
+{ sleep 2.5 && cat one; } >slow &
+expect_ok on write /db --offset 0 --from slow
+err_is_empty
+wait $!
 
 # --- status -----------------------------------------------------------------------------------
 expect_ok on --json status /db
