@@ -151,7 +151,10 @@ expect_ok atomic4ctl -d vol.img write /db --offset 0 --from db
 [[ $(stored_attribute) == *"later=key" ]] || die "an unknown key was lost: $(stored_attribute)"
 debugfs -w -R "ea_rm / trusted.atomic4.volume" vol.img >/dev/null 2>&1
 all_refuse 'the gate bit is set but the volume attribute is missing: atomic4ctl enable or disable was interrupted; run it again' \
-    "${writers[@]:2}" "${readers[@]}"
+    "${writers[@]:4}" "${readers[@]}"
+copy_image vol.img anew.img
+expect_ok atomic4ctl recover anew.img
+check_clean anew.img
 expect_ok atomic4ctl info vol.img
 out_has '^  atomic4 +interrupted: run atomic4ctl enable or disable again$'
 expect_ok atomic4ctl enable vol.img

@@ -9,7 +9,7 @@
 namespace atomic4::tools {
 
 Result<int> run(const Context& context, const DisableCommand& command) {
-    const Progress progress("disabling atomic4");
+    Progress progress("disabling atomic4");
     auto volume = A4_TRY(open_any_to_write(context, command.device));
     if (volume->attr()) {
         // Acknowledged writes first: what is in the log belongs into the files.
@@ -17,6 +17,7 @@ Result<int> run(const Context& context, const DisableCommand& command) {
         volume = std::move(A4_TRY(open_to_write(context, command.device)).volume);
     }
     const DisableReport report = A4_TRY(disable(*volume, command.force));
+    progress.finish();
     if (report.after_interruption) warn_of_interruption(context, command.device);
     if (context.json) {
         const nlohmann::json json = {{"device", command.device},

@@ -8,10 +8,11 @@
 namespace atomic4::tools {
 
 Result<int> run(const Context& context, const RecoverCommand& command) {
-    const Progress progress("recovering");
+    Progress progress("recovering");
     const ReplayReport report = A4_TRY(
         recover(A4_TRY(context.open_device(command.device, Access::ReadWrite, Sharing::Exclusive)),
                 command.policy));
+    progress.finish();
     warn_of_repairs(context, command.device, report.notices);
     if (context.json) {
         const nlohmann::json json = {{"device", command.device},
