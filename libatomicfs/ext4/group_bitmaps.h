@@ -71,7 +71,7 @@ class GroupBitmaps {
     // What has been found so far, by group.
     const std::map<uint32_t, Error>& damaged() const { return damaged_; }
     bool is_damaged(uint32_t group) const { return damaged_.contains(group); }
-    void mark_damaged(uint32_t group, Error why) { damaged_.try_emplace(group, std::move(why)); }
+    void mark_damaged(uint32_t group, const Error& why) { damaged_.try_emplace(group, why); }
     // For bitmap_rebuild.h. Block kind. A damaged group's bitmap as it stands, with what lies there
     // at any rate: superblock, descriptors, bitmaps, inode table. EUCLEAN: the descriptor is
     // damaged.
