@@ -106,8 +106,7 @@ struct Place {
 std::vector<Place> backup_places(const ext2_super_block& super, uint64_t device_size) {
     std::vector<Place> places;
     const auto add = [&](uint64_t block_size, uint64_t per_group, uint64_t group) {
-        const uint64_t offset =
-            ((block_size == 1024 ? 1 : 0) + uint64_t{per_group} * group) * block_size;
+        const uint64_t offset = ((block_size == 1024 ? 1 : 0) + per_group * group) * block_size;
         if (group == 0 || offset + sizeof super > device_size) return;
         const bool known = std::any_of(places.begin(), places.end(),
                                        [&](const Place& place) { return place.offset == offset; });
