@@ -275,7 +275,8 @@ Result<> set_mapping(Volume& volume, ext2_ino_t number, ext2_inode* inode, Lblk 
         A4_CHECK(apply(handle.get(), plan_edit(leaf, part), what));
         done += count;
     }
-    return {};
+    // Also where only a node below it has changed: who moves that looks for it by its inode.
+    return check_errcode(ext2fs_write_inode(volume.fs(), number, inode), what);
 }
 
 Result<> map_empty_file(Volume& volume, ext2_ino_t number, ext2_inode* inode,

@@ -3,54 +3,9 @@
 #include <cstring>
 
 #include "ext4/errcode.h"
+#include "ext4/tree_nodes.h"
 
 namespace atomic4 {
-
-namespace {
-
-// The first inode in this block, if it belongs to an inode table.
-std::optional<ext2_ino_t> first_inode_in(ext2_filsys fs, uint64_t block) {
-    // With flex_bg a table may lie in any group; but always wholly, so asking the tables in turn
-    // would be right and slow. The block's flex group is where mke2fs and resize2fs put it; a table
-    // elsewhere only makes the block count as "tree", which is written before the inodes: safe.
-    const dgrp_t group = ext2fs_group_of_blk2(fs, block);
-    const uint32_t flex = uint32_t{1} << fs->super->s_log_groups_per_flex;
-    const dgrp_t first = group & ~(flex - 1);
-    for (dgrp_t g = first; g < first + flex && g < fs->group_desc_count; ++g) {
-        const uint64_t table = ext2fs_inode_table_loc(fs, g);
-        if (block >= table && block < table + fs->inode_blocks_per_group) {
-            return static_cast<ext2_ino_t>(uint64_t{g} * fs->super->s_inodes_per_group +
-                                           (block - table) * EXT2_INODES_PER_BLOCK(fs->super) + 1);
-        }
-    }
-    return std::nullopt;
-}
-
-// Which node of an extent tree a block is; directory and xattr blocks are none.
-enum class Node { None, Index, Leaf };
-
-Node node_kind(std::span<const std::byte> block) {
-    ext3_extent_header header;
-    std::memcpy(&header, block.data(), sizeof header);
-    // A directory block could begin like that, but not with a record as long as the other number.
-    const size_t room = (block.size() - sizeof header) / sizeof(ext3_extent);
-    if (header.eh_magic != EXT3_EXT_MAGIC || header.eh_max != room) return Node::None;
-    return header.eh_depth == 0 ? Node::Leaf : Node::Index;
-}
-
-// The entry of a tree's root, two levels high, that leads to this leaf.
-ext3_extent_idx* entry_for(ext2_inode& inode, uint64_t leaf) {
-    if ((inode.i_flags & EXT4_EXTENTS_FL) == 0) return nullptr;
-    auto* header = reinterpret_cast<ext3_extent_header*>(inode.i_block);
-    if (header->eh_magic != EXT3_EXT_MAGIC || header->eh_depth != 1) return nullptr;
-    auto* entry = EXT_FIRST_INDEX(header);
-    for (int i = 0; i < std::min<int>(header->eh_entries, 4); ++i, ++entry) {
-        if (entry->ei_leaf + (uint64_t{entry->ei_leaf_hi} << 32) == leaf) return entry;
-    }
-    return nullptr;
-}
-
-}  // namespace
 
 Transaction::Transaction(Volume& volume)
     : volume_(volume), super_before_(*volume.fs()->super), attr_before_(volume.attr_state()) {
@@ -107,55 +62,9 @@ Result<> Transaction::put_back(const std::vector<const Images*>& written, const 
     return {};
 }
 
-// The inode that this operation changes and that has the leaf right under it.
-Result<std::optional<ext2_ino_t>> Transaction::parent_inode(uint64_t leaf) {
-    ext2_filsys fs = volume_.fs();
-    for (const auto& [block, bytes] : volume_.metadata_device().blocks()) {
-        const auto first = first_inode_in(fs, block);
-        const auto count = static_cast<uint32_t>(EXT2_INODES_PER_BLOCK(fs->super));
-        for (uint32_t i = 0; first && i < count; ++i) {
-            ext2_inode inode{};
-            std::memcpy(&inode, bytes.data() + size_t{i} * EXT2_INODE_SIZE(fs->super),
-                        sizeof inode);
-            if (entry_for(inode, leaf) != nullptr) return std::optional(*first + i);
-        }
-    }
-    return std::optional<ext2_ino_t>{};
-}
-
-// Gives changed leaves a new place. Returns the old ones, which are still marked as in use.
-Result<std::vector<Pblk>> Transaction::move_leaves() {
-    ext2_filsys fs = volume_.fs();
-    StagingDevice& staging = volume_.metadata_device();
-    const uint64_t block_size = volume_.block_size().value();
-    std::vector<uint64_t> leaves;
-    for (const auto& [block, bytes] : staging.blocks()) {
-        if (!volume_.block_bitmaps().newly_used(block) && !first_inode_in(fs, block) &&
-            node_kind(bytes) == Node::Leaf)
-            leaves.push_back(block);
-    }
-    std::vector<Pblk> given_up;
-    for (const uint64_t leaf : leaves) {
-        const auto number = A4_TRY(parent_inode(leaf));
-        if (!number) continue;
-        const auto place = volume_.allocator().choose_block(Pblk(leaf));
-        if (!place && place.error().code == ENOSPC) continue;
-        A4_CHECK(place);
-        const std::string what = fmt::format("inode {}", *number);
-        A4_CHECK(volume_.allocator().take(*place));
-        const std::vector<std::byte> bytes = staging.blocks().at(leaf);
-        A4_CHECK(staging.write(ByteOffset(place->value() * block_size), bytes));
-        staging.drop_block(leaf);
-        ext2_inode inode{};
-        A4_CHECK(check_errcode(ext2fs_read_inode(fs, *number, &inode), what));
-        ext3_extent_idx* entry = entry_for(inode, leaf);
-        if (entry == nullptr) return fail(EIO, "{}: its tree changed under an operation", what);
-        entry->ei_leaf = static_cast<uint32_t>(place->value());
-        entry->ei_leaf_hi = static_cast<uint16_t>(place->value() >> 32);
-        A4_CHECK(check_errcode(ext2fs_write_inode(fs, *number, &inode), what));
-        given_up.emplace_back(leaf);
-    }
-    return given_up;
+Result<> Transaction::rehearse() {
+    A4_TRY(move_changed_nodes(volume_));
+    return {};
 }
 
 Result<> Transaction::commit(Order order) {
@@ -165,7 +74,7 @@ Result<> Transaction::commit(Order order) {
 
     // Everything that can fail without writing, first: checksums, images of what is there now.
     const bool freeing = order == Order::Freeing;
-    const auto given_up = freeing ? std::vector<Pblk>{} : A4_TRY(move_leaves());
+    const auto given_up = freeing ? std::vector<Pblk>{} : A4_TRY(move_changed_nodes(volume_));
     const auto block_bitmaps = A4_TRY(volume_.block_bitmaps().prepare());
     const auto inode_bitmaps = A4_TRY(volume_.inode_bitmaps().prepare());
     Images bitmaps;

@@ -14,22 +14,23 @@
 //     flush                                            flush
 //   4 directory blocks that were there before
 //     flush
-//   5 index nodes that were there before,
-//     flush, leaves of deeper trees, flush
+//   5 recovering a full volume: index nodes that
+//     were there before, flush, leaves, flush
 //
 // so that no inode ever points at a block that the bitmaps call free (another file would get it).
 // What is made gets its name last: the kernel, which would record an error for a name without an
 // inode, meets none. What is removed loses its inode first: whoever runs the removal again still
 // finds it by its name.
 //
-// A leaf right under an inode that was there before is not written where it stands: it moves to a
-// new block, and the inode's sector switches from the old mapping to the new one; then the old
-// block is given back, in an operation of its own. A torn or half-done change of a leaf would take
-// mappings with it that have nothing to do with this operation. Deeper trees (more than 1,300
-// extents) and full volumes do without: 5 at least lets both halves of a split leaf be found.
+// A node of an extent tree that was there before is not written where it stands: it and the nodes
+// above it move to new blocks (tree_nodes.h), and the inode's sector switches from the old tree to
+// the new one; then the old blocks are given back, in an operation of their own. Without a free block
+// for that the operation fails (ENOSPC). Only recovery, which can't wait, rewrites nodes in place
+// then: 5 at least lets both halves of a split leaf be found.
 //
 // What a crash can leave is blocks in use that nobody owns, wrong counts, a bitmap whose checksum
-// is old, and, in a deeper tree, extents in two leaves or a torn leaf: e2fsck's work (RECOVERY.md).
+// is old, and, after a second crash in the recovery of a full volume, extents in two leaves or a
+// torn leaf: e2fsck's work (RECOVERY.md).
 // Data blocks are zeroed by the caller before commit(), and covered by its first flush.
 //
 // If a write fails, what was written is put back, and the operation is reported as failed; if that
@@ -50,12 +51,13 @@ class Transaction {
     Transaction& operator=(const Transaction&) = delete;
 
     Result<> commit(Order order = Order::Allocating);
+    // Whether an allocating commit would find the blocks that it needs; nothing is committed
+    // afterwards.
+    Result<> rehearse();
 
   private:
     using Images = std::map<uint64_t, std::span<const std::byte>>;  // block number → contents
     void abort();
-    Result<std::optional<ext2_ino_t>> parent_inode(uint64_t leaf);
-    Result<std::vector<Pblk>> move_leaves();
     Result<> free_blocks(const std::vector<Pblk>& blocks);
     Result<> write_images(const Images& images);
     Result<> put_back(const std::vector<const Images*>& written, const Images& before);

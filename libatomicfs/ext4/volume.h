@@ -71,6 +71,7 @@ class Volume {
     Bytes block_size() const { return Bytes(fs_->blocksize); }
     const std::string& name() const { return device_->name(); }
 
+    bool recovering() const { return options_.recovering; }
     bool gate() const { return gate_; }
     bool gate_in_primary() const;
     // The opening has put the gate bit back into copies that lacked it.

@@ -197,7 +197,7 @@ Result<> AtomicWriter::rehearse_growth(std::span<const WriteRange> ranges,
         A4_CHECK(stage_growth(volume(), now, ranges[i].offset, Bytes(ranges[i].data.size()),
                               prepared[i].new_size));
     }
-    return {};  // dropped
+    return transaction.rehearse();  // and dropped
 }
 
 Result<> AtomicWriter::write_logged(std::span<const WriteRange> ranges,

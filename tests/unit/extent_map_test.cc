@@ -128,6 +128,19 @@ TEST_F(ExtentMap, ConversionAtAnEdgeNeedsNoNewBlock) {
     EXPECT_EQ(fsck_complaints(memory->contents()), "");
 }
 
+// A leaf has to move when it changes. Without a block for that nothing changes, at any level.
+TEST_F(ExtentMap, ALeafThatCannotMoveIsNotRewritten) {
+    for (uint64_t at = 0; at < kBlocks; at += 2) must(set(at, at, 1, MapState::Written));
+    ASSERT_GT(must(tree_blocks(*volume, number, read())).size(), 5u);
+    fill_up(*volume, 0);
+    const Image before = memory->contents();
+    const auto refused = set(0, 0, 1, MapState::Unwritten);
+    ASSERT_FALSE(refused);
+    EXPECT_EQ(refused.error().code, ENOSPC);
+    EXPECT_THAT(refused.error().message, testing::HasSubstr("moving its extent tree"));
+    EXPECT_EQ(memory->contents(), before);
+}
+
 // Random ranges over each other, in a file whose logical order is not the physical one.
 TEST_F(ExtentMap, RandomRangesAgainstAModel) {
     struct Block {
