@@ -39,6 +39,11 @@ run() {  # preset, ctest arguments
     ctest --test-dir "build/$preset" --output-on-failure --no-tests=error "$@"
 }
 
+if [ "$mode" != --quick ]; then
+    step "format"
+    git ls-files '*.cc' '*.h' | xargs clang-format-19 --dry-run --Werror
+fi
+
 step "build: release"
 build release
 
@@ -56,8 +61,7 @@ if [ "$mode" != --quick ]; then
     # An I/O error at every step: no leak either.
     run asan -j "$jobs" -R '^NthFault'
 
-    step "format and lint"
-    git ls-files '*.cc' '*.h' | xargs clang-format-19 --dry-run --Werror
+    step "lint"
     # The compile commands are g++'s: clang doesn't know all of its warnings.
     git ls-files 'libatomicfs/*.cc' 'tools/*.cc' |
         xargs -P "$jobs" -n 4 clang-tidy-19 --quiet -p build/release \

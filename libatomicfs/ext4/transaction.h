@@ -24,9 +24,9 @@
 //
 // A node of an extent tree that was there before is not written where it stands: it and the nodes
 // above it move to new blocks (tree_nodes.h), and the inode's sector switches from the old tree to
-// the new one; then the old blocks are given back, in an operation of their own. Without a free block
-// for that the operation fails (ENOSPC). Only recovery, which can't wait, rewrites nodes in place
-// then: 5 at least lets both halves of a split leaf be found.
+// the new one; then the old blocks are given back, in an operation of their own. Without a free
+// block for that the operation fails (ENOSPC). Only recovery, which can't wait, rewrites nodes in
+// place then: 5 at least lets both halves of a split leaf be found.
 //
 // What a crash can leave is blocks in use that nobody owns, wrong counts, a bitmap whose checksum
 // is old, and, after a second crash in the recovery of a full volume, extents in two leaves or a
