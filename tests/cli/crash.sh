@@ -86,41 +86,26 @@ expect_fail 1 'vol.img: atomic4 is enabled already' atomic4ctl enable vol.img
 expect_ok atomic4ctl recover vol.img
 
 # --- killed at each write, before and after ---------------------------------------------------------
-copy_image base.img vol.img
-strace -qq -o trace -e trace=pwrite64,pwritev2,fdatasync \
-    atomic4ctl -d vol.img write /db --offset 0 --from new >/dev/null
-for call in pwrite64 pwritev2 fdatasync; do
-    calls=$(grep -c "^$call" trace)
-    for ((when = 1; when <= calls; ++when)); do
-        copy_image base.img vol.img
-        capture strace -qq -o /dev/null -e trace=$call -e "inject=$call:signal=KILL:when=$when" \
-            atomic4ctl -d vol.img write /db --offset 0 --from new
-        is "$STATUS" 137
-        expect_ok atomic4ctl recover vol.img
-        expect_ok on read /db --offset 0 --length 8K
-        cmp -s "$OUT" old || cmp -s "$OUT" new || die "neither old nor new: $call $when"
-        changes_nothing vol.img atomic4ctl recover vol.img
-        check_clean vol.img
-        e2fsck_clean vol.img
-    done
-done
+old_or_new() {
+    expect_ok atomic4ctl recover vol.img
+    expect_ok on read /db --offset 0 --length 8K
+    cmp -s "$OUT" old || cmp -s "$OUT" new || die "neither old nor new: $CALL"
+    changes_nothing vol.img atomic4ctl recover vol.img
+    check_clean vol.img
+    e2fsck_clean vol.img
+}
+at_each_call pwrite64,pwritev2,fdatasync signal=KILL 137 old_or_new base.img \
+    atomic4ctl -d vol.img write /db --offset 0 --from new
 
 # --- recovery itself is killed, and run again ---------------------------------------------------------
-copy_image crashed.img vol.img
-strace -qq -o trace -e trace=pwrite64,pwritev2,fdatasync atomic4ctl recover vol.img >/dev/null
-for call in pwrite64 pwritev2 fdatasync; do
-    calls=$(grep -c "^$call" trace || true)
-    for ((when = 1; when <= calls; ++when)); do
-        copy_image crashed.img vol.img
-        capture strace -qq -o /dev/null -e trace=$call -e "inject=$call:signal=KILL:when=$when" \
-            atomic4ctl recover vol.img
-        is "$STATUS" 137
-        expect_ok atomic4ctl recover vol.img
-        expect_ok on read /db --offset 0 --length 8K
-        same_bytes new "$OUT"
-        e2fsck_clean vol.img
-    done
-done
+new_at_last() {
+    expect_ok atomic4ctl recover vol.img
+    expect_ok on read /db --offset 0 --length 8K
+    same_bytes new "$OUT"
+    e2fsck_clean vol.img
+}
+at_each_call pwrite64,pwritev2,fdatasync signal=KILL 137 new_at_last crashed.img \
+    atomic4ctl recover vol.img
 
 # --- conflicts: the kernel changed the file before the record was replayed -----------------------------
 copy_image crashed.img vol.img

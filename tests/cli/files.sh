@@ -145,12 +145,17 @@ is "$(jq -r .clean <<<"$json_state")" true
 
 # --- a sign of life on a terminal, gone before the report ---------------------------------------
 mkfifo slow
-{ sleep 2.5 && cat one; } >slow &
-script -qec 'atomic4ctl -d vol.img write /db --offset 0 --from slow' /dev/null </dev/null >"$OUT"
+{ wait_for grep -q '1 s' "$OUT" && cat one; } >slow &
+script -fqec 'atomic4ctl -d vol.img write /db --offset 0 --from slow' /dev/null </dev/null >"$OUT"
 wait $!
 out_has 'writing /db … 1 s'
 out_has $'s\r\033\\[K/db: 16384 bytes at 0, logged'
-{ sleep 2.5 && cat one; } >slow &
+# Not on a terminal: nothing, though it takes as long.
+two_seconds_old() {
+    local pid
+    pid=$(pgrep -nf -- '--from slow$') && [ "$(ps -o etimes= -p "$pid")" -ge 2 ]
+}
+{ wait_for two_seconds_old && cat one; } >slow &
 expect_ok on write /db --offset 0 --from slow
 err_is_empty
 wait $!

@@ -7,19 +7,7 @@ need_program jq strace
 # for_each_write CALLBACK BASE COMMAND…: kills the command, on a copy of BASE named vol.img, at each
 # of its writes in turn, and calls back.
 for_each_write() {
-    local callback=$1 base=$2 call calls when
-    shift 2
-    copy_image "$base" vol.img
-    strace -qq -o trace -e trace=pwrite64,pwritev2 "$@" >/dev/null 2>&1
-    for call in pwrite64 pwritev2; do
-        calls=$(grep -c "^$call" trace || true)
-        for ((when = 1; when <= calls; ++when)); do
-            copy_image "$base" vol.img
-            capture strace -qq -o /dev/null -e trace=$call -e "inject=$call:signal=KILL:when=$when" "$@"
-            is "$STATUS" 137
-            $callback
-        done
-    done
+    at_each_call pwrite64,pwritev2 signal=KILL 137 "$@"
 }
 
 # The steps of the man page, word for word.

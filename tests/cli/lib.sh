@@ -389,6 +389,37 @@ second_placement() {
          /^pwritev2/ && $NF >= 12288 { logged = 1 }' "$T/.trace"
 }
 
+# at_each_call CALLS INJECTION STATUS CALLBACK BASE COMMAND…: runs the command, on a copy of BASE named
+# vol.img, with the injection (strace's) at each of these system calls in turn; it ends with that
+# status; then calls back, with the call and its number in CALL.
+at_each_call() {
+    local calls=$1 injection=$2 status=$3 callback=$4 base=$5 call count when
+    shift 5
+    copy_image "$base" vol.img
+    strace -qq -o trace -e trace="$calls" "$@" >/dev/null 2>&1
+    [ -s trace ] || die "none of $calls: $*"
+    for call in ${calls//,/ }; do
+        count=$(grep -c "^$call" trace || true)
+        for ((when = 1; when <= count; ++when)); do
+            CALL="$call $when"
+            copy_image "$base" vol.img
+            capture strace -qq -o /dev/null -e trace="$call" \
+                -e "inject=$call:$injection:when=$when" "$@"
+            is "$STATUS" "$status"
+            $callback
+        done
+    done
+}
+
+# wait_for CONDITION…: until the command succeeds, a minute at most.
+wait_for() {
+    local end=$((SECONDS + 60))
+    until "$@"; do
+        [ $SECONDS -lt $end ] || die "it never came true: $*"
+        sleep 0.05
+    done
+}
+
 # killed_half_way IMAGE PATH NEW: a write that dies by kill -9 when one of its two runs is placed.
 killed_half_way() {
     local image=$1 path=$2 new=$3 number

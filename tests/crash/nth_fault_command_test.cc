@@ -144,9 +144,7 @@ FaultFiles make_interrupted() {
     std::mt19937_64 random(45);
     FaultFiles files = make_fault_files(true);
     Scenario scenario(files.image, files.models);
-    scenario.write(kAtomic, 0, random_bytes(kUnit, random));
-    scenario.write(kMixed, 8192, random_bytes(8192, random));
-    scenario.write(kSparse, 2 * kUnit, random_bytes(kUnit, random));
+    log_three_writes(scenario, random);
     return {scenario.device().image_after(scenario.device().events(), 0), scenario.files()};
 }
 

@@ -278,9 +278,7 @@ FaultOperation recovering() {
     std::mt19937_64 random(45);
     FaultFiles files = make_fault_files(true);
     Scenario scenario(files.image, files.models);
-    scenario.write(kAtomic, 0, random_bytes(kUnit, random));
-    scenario.write(kMixed, 8192, random_bytes(8192, random));
-    scenario.write(kSparse, 2 * kUnit, random_bytes(kUnit, random));
+    log_three_writes(scenario, random);
     // The last one was cut before the file grew.
     const size_t step = scenario.steps().size();
     scenario.write(kSparse, 4 * kUnit, random_bytes(kUnit, random));

@@ -3,6 +3,7 @@
 #include <stdexcept>
 
 #include "ext4/path.h"
+#include "support/bytes.h"
 
 namespace atomic4::test {
 
@@ -49,6 +50,12 @@ FaultFiles make_fault_files(bool enabled) {
     files.models.push_back(make_file(*volume, "/tree", 24 * kFaultBlock,
                                      {{0, 2}, {4, 2}, {8, 2}, {12, 2}, {16, 2}, {20, 2}}, random));
     return files;
+}
+
+void log_three_writes(Scenario& scenario, std::mt19937_64& random) {
+    scenario.write(kAtomic, 0, random_bytes(kFaultUnit, random));
+    scenario.write(kMixed, 8192, random_bytes(8192, random));
+    scenario.write(kSparse, 2 * kFaultUnit, random_bytes(kFaultUnit, random));
 }
 
 std::string files_hold(Image& image, const std::vector<FileModel>& models) {

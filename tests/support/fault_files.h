@@ -24,6 +24,9 @@ struct FaultFiles {
 enum : size_t { kAtomic, kSparse, kMixed, kTree };
 FaultFiles make_fault_files(bool enabled);
 
+// Over mapped blocks, over holes and unwritten ones, and one that makes a file longer.
+void log_three_writes(Scenario& scenario, std::mt19937_64& random);
+
 // Every file whole, read through the library. Empty, or what is wrong.
 std::string files_hold(Image& image, const std::vector<FileModel>& models);
 // No trace of atomic4. Empty, or what there is.

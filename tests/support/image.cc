@@ -13,6 +13,7 @@
 #include "base/unique_fd.h"
 #include "ext4/format.h"
 #include "support/command.h"
+#include "support/forwarding_device.h"
 
 namespace atomic4::test {
 
@@ -61,33 +62,6 @@ Image load(const std::string& path) {
     return image;
 }
 
-// Passes everything on; the Volume owns this one, the test what is below.
-class Borrowed final : public Device {
-  public:
-    explicit Borrowed(Device& below) : below_(below) {}
-    Result<> read(ByteOffset offset, std::span<std::byte> into) override {
-        return below_.read(offset, into);
-    }
-    Result<> write(ByteOffset offset, std::span<const std::byte> from) override {
-        return below_.write(offset, from);
-    }
-    Result<> write_durable(ByteOffset offset, std::span<const std::byte> from) override {
-        return below_.write_durable(offset, from);
-    }
-    Result<> write_atomic(ByteOffset offset, std::span<const std::byte> from) override {
-        return below_.write_atomic(offset, from);
-    }
-    Result<> zero(ByteOffset offset, Bytes length) override { return below_.zero(offset, length); }
-    Result<> flush() override { return below_.flush(); }
-    Bytes size() const override { return below_.size(); }
-    const AtomicLimits& atomic_limits() const override { return below_.atomic_limits(); }
-    bool read_only() const override { return below_.read_only(); }
-    const std::string& name() const override { return below_.name(); }
-
-  private:
-    Device& below_;
-};
-
 }  // namespace
 
 Result<> ImageDevice::read(ByteOffset offset, std::span<std::byte> into) {
@@ -120,7 +94,7 @@ Result<> ImageDevice::zero(ByteOffset offset, Bytes length) {
 }
 
 std::unique_ptr<Device> borrowed(Device& device) {
-    return std::make_unique<Borrowed>(device);
+    return std::make_unique<ForwardingDevice>(device);
 }
 
 Image make_ext4(uint64_t size, const std::vector<std::string>& arguments) {

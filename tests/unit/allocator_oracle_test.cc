@@ -446,10 +446,7 @@ TEST(Allocator, ChooseBlockSparesAlignedRuns) {
 // what is aligned inside a group is off by one on the device.
 TEST(Allocator, JohnGarrysVolume) {
     const TempDir dir;
-    const std::string path = dir.file("image");
-    const CommandOutput made =
-        run_command({"mke2fs", "-q", "-F", "-t", "ext4", "-b", "1024", path, "358400"});
-    ASSERT_EQ(made.status, 0) << made.output;
+    const std::string path = make_john_garrys_volume(dir);
     auto device = must(FileDevice::open(path, {Access::ReadWrite, true}));
     const auto volume = open_volume(*device);
     ASSERT_EQ(volume->fs()->super->s_first_data_block, 1u);

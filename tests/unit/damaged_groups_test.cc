@@ -6,6 +6,7 @@
 
 #include "ext4/bitmap_rebuild.h"
 #include "ext4/errcode.h"
+#include "support/forwarding_device.h"
 #include "unit/volume_fixture.h"
 
 namespace atomic4::test {
@@ -133,33 +134,17 @@ TEST(DamagedGroups, AFullOneChangesNothing) {
 }
 
 // Fails reads of one range.
-class BadRange final : public Device {
+class BadRange final : public ForwardingDevice {
   public:
     BadRange(Device& below, uint64_t begin, uint64_t end)
-        : below_(below), begin_(begin), end_(end) {}
+        : ForwardingDevice(below), begin_(begin), end_(end) {}
     Result<> read(ByteOffset offset, std::span<std::byte> into) override {
         if (offset.value() < end_ && begin_ < offset.value() + into.size())
             return fail(EIO, "injected");
         return below_.read(offset, into);
     }
-    Result<> write(ByteOffset offset, std::span<const std::byte> from) override {
-        return below_.write(offset, from);
-    }
-    Result<> write_durable(ByteOffset offset, std::span<const std::byte> from) override {
-        return below_.write_durable(offset, from);
-    }
-    Result<> write_atomic(ByteOffset offset, std::span<const std::byte> from) override {
-        return below_.write_atomic(offset, from);
-    }
-    Result<> zero(ByteOffset offset, Bytes length) override { return below_.zero(offset, length); }
-    Result<> flush() override { return below_.flush(); }
-    Bytes size() const override { return below_.size(); }
-    const AtomicLimits& atomic_limits() const override { return below_.atomic_limits(); }
-    bool read_only() const override { return false; }
-    const std::string& name() const override { return below_.name(); }
 
   private:
-    Device& below_;
     uint64_t begin_;
     uint64_t end_;
 };

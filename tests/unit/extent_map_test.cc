@@ -17,6 +17,10 @@ class ExtentMap : public testing::Test {
 
     void SetUp() override {
         memory = std::make_unique<MemoryDevice>(make_dirty_atomic4(16 << 20, {"-b", "1024"}));
+        make_file();
+    }
+    void make_file() {
+        volume.reset();
         volume = open_volume(*memory, OpenFor::Write, true);
         number = create_plain_file(*volume, "/f");
         Transaction transaction(*volume);
@@ -139,6 +143,37 @@ TEST_F(ExtentMap, ALeafThatCannotMoveIsNotRewritten) {
     EXPECT_EQ(refused.error().code, ENOSPC);
     EXPECT_THAT(refused.error().message, testing::HasSubstr("moving its extent tree"));
     EXPECT_EQ(memory->contents(), before);
+}
+
+// A leaf whose first extent belongs to another one's range: no path leads to it, and nothing is
+// moved on a guess.
+TEST_F(ExtentMap, AChangedNodeThatNoPathLeadsToIsRefused) {
+    memory = std::make_unique<MemoryDevice>(
+        make_dirty_atomic4(16 << 20, {"-b", "1024", "-O", "^metadata_csum"}));
+    make_file();
+    for (uint64_t at = 0; at < kBlocks; at += 2) must(set(at, at, 1, MapState::Written));
+    const auto nodes = must(tree_blocks(*volume, number, read()));
+    volume.reset();
+    Image contents = memory->contents();
+    size_t damaged = 0;
+    for (const Pblk node : nodes) {
+        auto* header = reinterpret_cast<ext3_extent_header*>(&contents[node.value() * 1024]);
+        auto* first = reinterpret_cast<ext3_extent*>(header + 1);
+        if (header->eh_depth != 0 || first->ee_block == 0 || damaged++ != 0) continue;
+        first->ee_block = 0;
+    }
+    ASSERT_GT(damaged, 1u);
+    memory = std::make_unique<MemoryDevice>(contents);
+    volume = open_volume(*memory, OpenFor::Write, true);
+    size_t refused = 0;
+    for (uint64_t at = 0; at < kBlocks; at += 2) {
+        const auto done = set(at, at, 1, MapState::Unwritten);
+        if (done) continue;
+        ++refused;
+        EXPECT_EQ(done.error().code, EUCLEAN);
+        EXPECT_THAT(done.error().message, testing::HasSubstr("e2fsck"));
+    }
+    EXPECT_GT(refused, 0u);
 }
 
 // Random ranges over each other, in a file whose logical order is not the physical one.

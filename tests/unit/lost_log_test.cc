@@ -64,6 +64,12 @@ class LostLog : public testing::Test {
         image = memory.contents();
         return report;
     }
+    void enable_makes_it_whole() {
+        MemoryDevice memory(image);
+        must(enable(*open_volume(memory), {}));
+        EXPECT_TRUE(open_for_writing(borrowed(memory)));
+        EXPECT_EQ(fsck_complaints(memory.contents()), "");
+    }
     bool is_there() const { return std::memcmp(image.data() + data, bytes.data(), kUnit) == 0; }
 
     Image image;
@@ -131,16 +137,7 @@ TEST_F(LostLog, ARemovedLogIsMadeAnew) {
         EXPECT_EQ(opened.error().code, ESTALE);
         EXPECT_THAT(opened.error().message, HasSubstr("atomic4ctl enable"));
     }
-    MemoryDevice memory(image);
-    {
-        VolumeOptions options;
-        options.purpose = OpenFor::Write;
-        options.require_atomic4 = false;
-        const auto volume = must(Volume::open(borrowed(memory), options));
-        must(enable(*volume, {}));
-    }
-    EXPECT_TRUE(open_for_writing(borrowed(memory)));
-    EXPECT_EQ(fsck_complaints(memory.contents()), "");
+    enable_makes_it_whole();
 }
 
 // The same while records are live, which takes more than a mount: given up on request only.
@@ -156,16 +153,7 @@ TEST_F(LostLog, ARemovedLogWithLiveRecordsIsGivenUpOnRequest) {
     const ReplayReport report = recovered(OnConflict::Discard);
     EXPECT_TRUE(report.log_emptied);
     EXPECT_THAT(report.end_detail, HasSubstr("atomic4ctl enable"));
-    MemoryDevice memory(image);
-    {
-        VolumeOptions options;
-        options.purpose = OpenFor::Write;
-        options.require_atomic4 = false;
-        const auto volume = must(Volume::open(borrowed(memory), options));
-        must(enable(*volume, {}));
-    }
-    EXPECT_TRUE(open_for_writing(borrowed(memory)));
-    EXPECT_EQ(fsck_complaints(memory.contents()), "");
+    enable_makes_it_whole();
 }
 
 }  // namespace

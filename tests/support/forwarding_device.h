@@ -1,0 +1,34 @@
+// A Device that passes everything on: what others override parts of. The device below outlives it.
+#pragma once
+
+#include "device/device.h"
+
+namespace atomic4::test {
+
+class ForwardingDevice : public Device {
+  public:
+    explicit ForwardingDevice(Device& below) : below_(below) {}
+    Result<> read(ByteOffset offset, std::span<std::byte> into) override {
+        return below_.read(offset, into);
+    }
+    Result<> write(ByteOffset offset, std::span<const std::byte> from) override {
+        return below_.write(offset, from);
+    }
+    Result<> write_durable(ByteOffset offset, std::span<const std::byte> from) override {
+        return below_.write_durable(offset, from);
+    }
+    Result<> write_atomic(ByteOffset offset, std::span<const std::byte> from) override {
+        return below_.write_atomic(offset, from);
+    }
+    Result<> zero(ByteOffset offset, Bytes length) override { return below_.zero(offset, length); }
+    Result<> flush() override { return below_.flush(); }
+    Bytes size() const override { return below_.size(); }
+    const AtomicLimits& atomic_limits() const override { return below_.atomic_limits(); }
+    bool read_only() const override { return below_.read_only(); }
+    const std::string& name() const override { return below_.name(); }
+
+  protected:
+    Device& below_;
+};
+
+}  // namespace atomic4::test
