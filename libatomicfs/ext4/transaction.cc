@@ -113,7 +113,7 @@ Result<> Transaction::commit(Order order) {
     }
     for (const auto& [block, bytes] : volume_.metadata_device().blocks()) {
         if (volume_.block_bitmaps().newly_free(block)) continue;
-        Images* images = first_inode_in(fs, block) ? &inodes : &tree;
+        Images* images = volume_.inode_tables().first_inode_in(block) ? &inodes : &tree;
         if (!freeing && images == &tree && !volume_.block_bitmaps().newly_used(block)) {
             const Node node = node_kind(bytes);
             images = node == Node::Index  ? &old_index

@@ -45,8 +45,8 @@ class Mover {
         // Moving stages blocks: first what there is.
         std::vector<uint64_t> nodes;
         for (const auto& [block, bytes] : volume_.metadata_device().blocks()) {
-            if (!volume_.block_bitmaps().newly_used(block) && !first_inode_in(fs_, block) &&
-                node_kind(bytes) != Node::None)
+            if (!volume_.block_bitmaps().newly_used(block) &&
+                !volume_.inode_tables().first_inode_in(block) && node_kind(bytes) != Node::None)
                 nodes.push_back(block);
         }
         for (const uint64_t node : nodes) {
@@ -79,7 +79,7 @@ class Mover {
     Result<std::optional<Path>> find_path(uint64_t node) {
         const uint32_t key = first_key(volume_.metadata_device().blocks().at(node).data());
         for (const auto& [block, bytes] : volume_.metadata_device().blocks()) {
-            const auto first = first_inode_in(fs_, block);
+            const auto first = volume_.inode_tables().first_inode_in(block);
             const auto count = static_cast<uint32_t>(EXT2_INODES_PER_BLOCK(fs_->super));
             for (uint32_t i = 0; first && i < count; ++i) {
                 ext2_inode inode{};
@@ -196,23 +196,6 @@ Node node_kind(std::span<const std::byte> block) {
     const size_t room = (block.size() - sizeof header) / sizeof(ext3_extent);
     if (header.eh_magic != EXT3_EXT_MAGIC || header.eh_max != room) return Node::None;
     return header.eh_depth == 0 ? Node::Leaf : Node::Index;
-}
-
-std::optional<ext2_ino_t> first_inode_in(ext2_filsys fs, uint64_t block) {
-    // With flex_bg a table may lie in any group; but always wholly, so asking the tables in turn
-    // would be right and slow. The block's flex group is where mke2fs and resize2fs put it; a table
-    // elsewhere only makes the block count as "tree", which is written before the inodes: safe.
-    const dgrp_t group = ext2fs_group_of_blk2(fs, block);
-    const uint32_t flex = uint32_t{1} << fs->super->s_log_groups_per_flex;
-    const dgrp_t first = group & ~(flex - 1);
-    for (dgrp_t g = first; g < first + flex && g < fs->group_desc_count; ++g) {
-        const uint64_t table = ext2fs_inode_table_loc(fs, g);
-        if (block >= table && block < table + fs->inode_blocks_per_group) {
-            return static_cast<ext2_ino_t>(uint64_t{g} * fs->super->s_inodes_per_group +
-                                           (block - table) * EXT2_INODES_PER_BLOCK(fs->super) + 1);
-        }
-    }
-    return std::nullopt;
 }
 
 Result<std::vector<Pblk>> move_changed_nodes(Volume& volume) {

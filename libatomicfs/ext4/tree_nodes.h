@@ -3,7 +3,6 @@
 // mappings with it that have nothing to do with the operation.
 #pragma once
 
-#include <optional>
 #include <span>
 #include <vector>
 
@@ -14,9 +13,6 @@ namespace atomic4 {
 // Which node of an extent tree a block is; directory and xattr blocks are none.
 enum class Node { None, Index, Leaf };
 Node node_kind(std::span<const std::byte> block);
-
-// The first inode in this block, if it belongs to an inode table.
-std::optional<ext2_ino_t> first_inode_in(ext2_filsys fs, uint64_t block);
 
 // Moves every changed node that stood on the disk before, and all nodes on its way up to the inode,
 // to new blocks: nothing of the tree changes until the inode's sector switches to it. An operation

@@ -397,6 +397,11 @@ Result<ext2_ino_t> Volume::lock_inode() {
     return inode;
 }
 
+const InodeTables& Volume::inode_tables() {
+    if (!inode_tables_) inode_tables_.emplace(fs_);
+    return *inode_tables_;
+}
+
 Result<> Volume::usable() const {
     if (poisoned_) return fail(Error(*poisoned_));
     if (adapter_.latched()) {

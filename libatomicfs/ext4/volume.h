@@ -29,6 +29,7 @@
 #include "ext4/group_bitmaps.h"
 #include "ext4/inode_allocator.h"
 #include "ext4/inode_prealloc.h"
+#include "ext4/inode_tables.h"
 #include "ext4/io_adapter.h"
 #include "ext4/superblock_copies.h"
 #include "ext4/superblock_repair.h"
@@ -112,6 +113,7 @@ class Volume {
     InodeAllocator& inodes() { return *inodes_; }
     GroupBitmaps& block_bitmaps() { return *block_bitmaps_; }
     GroupBitmaps& inode_bitmaps() { return *inode_bitmaps_; }
+    const InodeTables& inode_tables();
     GroupDescriptors& descriptors() { return descriptors_.value(); }
     IoAdapter& adapter() { return adapter_; }
 
@@ -146,6 +148,7 @@ class Volume {
     std::vector<std::string> notices_;
     std::optional<SuperblockProof> superblock_proof_;  // if the primary has a bad checksum
     std::optional<GroupDescriptors> descriptors_;
+    std::optional<InodeTables> inode_tables_;
     std::unique_ptr<GroupBitmaps> block_bitmaps_;
     std::unique_ptr<GroupBitmaps> inode_bitmaps_;
     std::unique_ptr<AlignedAllocator> allocator_;

@@ -99,6 +99,35 @@ TEST_F(MappedFile, DeepTrees) {
     EXPECT_EQ(fsck_complaints(image()), "");
 }
 
+// Inode tables far from their groups: the inode above a changed node is found all the same.
+TEST_F(MappedFile, TablesInOtherFlexGroups) {
+    open(make_dirty_atomic4(48 << 20, {"-b", "1024", "-g", "1024", "-G", "4", "-N", "1536", "-E",
+                                       "packed_meta_blocks=1"}));
+    ext2_filsys fs = volume->fs();
+    const uint32_t per_group = fs->super->s_inodes_per_group;
+    ext2_ino_t number = 0;
+    for (int i = 0; number <= 8 * per_group; ++i)
+        number = must(create_atomic_file(*volume, fmt::format("/f{}", i), {Bytes(0), Bytes(1024)}));
+    const dgrp_t group = (number - 1) / per_group;
+    ASSERT_GE(group, 8u);
+    ASSERT_LT(ext2fs_group_of_blk2(fs, ext2fs_inode_table_loc(fs, group)), group / 4 * 4)
+        << "mke2fs has put the table near its group";
+
+    // More extents than the inode has room for; from then on each write changes a leaf.
+    std::mt19937_64 random(6);
+    Image model;
+    for (uint64_t i = 0; i < 40; ++i) {
+        const auto data = random_bytes(block, random);
+        const auto done = put(number, 2 * i * block, data, block);
+        ASSERT_TRUE(done) << message_of(done);
+        model.resize(2 * i * block);
+        model.insert(model.end(), data.begin(), data.end());
+    }
+    EXPECT_GT(must(tree_blocks(*volume, number, state(number).inode)).size(), 0u);
+    EXPECT_TRUE(content(number) == model);
+    EXPECT_EQ(fsck_complaints(image()), "");
+}
+
 // --- Indirect files ------------------------------------------------------------------------------
 
 TEST_F(MappedFile, IndirectFiles) {
