@@ -8,7 +8,8 @@ InodeTables::InodeTables(ext2_filsys fs) : fs_(fs) {
     tables_.reserve(fs->group_desc_count);
     for (dgrp_t group = 0; group < fs->group_desc_count; ++group)
         tables_.emplace_back(ext2fs_inode_table_loc(fs, group), group);
-    std::ranges::sort(tables_);
+    // As mke2fs lays them out, they are.
+    if (!std::ranges::is_sorted(tables_)) std::ranges::sort(tables_);
 }
 
 std::optional<ext2_ino_t> InodeTables::first_inode_in(uint64_t block) const {

@@ -153,15 +153,16 @@ class Mover {
         for (const uint64_t node : path.nodes) {
             places.emplace_back(0);
             if (volume_.block_bitmaps().newly_used(node)) continue;
-            const auto place = volume_.allocator().choose_block(Pblk(node));
+            auto place = volume_.allocator().choose_block(Pblk(node));
             if (!place && place.error().code == ENOSPC && volume_.recovering()) {
                 for (const Pblk taken : places) {
                     if (taken.value() != 0) A4_CHECK(volume_.allocator().free({taken, Blocks(1)}));
                 }
                 return false;
             }
-            A4_CHECK(Result<>(place ? Result<>() : fail(Error(place.error())))
-                         .context(fmt::format("inode {}: moving its extent tree", path.inode)));
+            if (!place)
+                return fail(std::move(place).error().with_context(
+                    fmt::format("inode {}: moving its extent tree", path.inode)));
             places.back() = *place;
             A4_CHECK(volume_.allocator().take(places.back()));
         }
