@@ -29,9 +29,15 @@ inline constexpr Bytes kMinLogSize{uint64_t{64} << 10};
 inline constexpr std::array<char, 8> kLogSuperblockMagic{'A', '4', 'R', 'E', 'D', 'O', 'S', 'B'};
 inline constexpr std::array<char, 8> kRecordMagic{'A', '4', 'R', 'E', 'C', 'O', 'R', 'D'};
 
-inline constexpr uint32_t kLogVersion = 1;
+inline constexpr uint32_t kLogVersion = 2;  // 1: records without time and placed
 inline constexpr uint32_t kRecordData = 1;
 inline constexpr uint32_t kRecordPad = 2;
+
+// LogSuperblock::flags. A placement or flush failed: whatever was placed is not known to be stored.
+inline constexpr uint32_t kLogInDoubt = 1;
+// Somebody may have opened files of live records unnoticed: their newer bytes count.
+inline constexpr uint32_t kLogUnguarded = 2;
+inline constexpr uint32_t kLogFlags = kLogInDoubt | kLogUnguarded;
 
 // No session is open and the record space holds nothing, whatever its bytes say.
 inline constexpr uint64_t kNoEpoch = 0;
@@ -51,7 +57,7 @@ struct LogSuperblock {
     /* 048 */ le64 retired;   // records up to this sequence are placed and flushed
     /* 050 */ le64 fs_mtime;  // s_mtime and s_mnt_count when the session began
     /* 058 */ le32 fs_mnt_count;
-    /* 05c */ le32 flags;  // 0
+    /* 05c */ le32 flags;  // kLogFlags
     /* 060 */ std::array<uint8_t, 0xfa0> reserved;
 };
 static_assert(sizeof(LogSuperblock) == kLogBlock && alignof(LogSuperblock) == 1);
@@ -85,8 +91,11 @@ struct RecordHeader {
     /* 50 */ le32 payload_crc;  // seeded; total_length - header_length bytes
     /* 54 */ le32 flags;        // 0
     /* 58 */ le64 payload_length;
+    /* 60 */ le64 time;    // when it was made: nanoseconds since 1970
+    /* 68 */ le64 placed;  // records up to this sequence are placed, flushed or not
+    /* 70 */ std::array<uint8_t, 16> reserved;
 };
-static_assert(sizeof(RecordHeader) == 0x60 && alignof(RecordHeader) == 1);
+static_assert(sizeof(RecordHeader) == 0x80 && alignof(RecordHeader) == 1);
 static_assert(offsetof(RecordHeader, magic) == 0x00);
 static_assert(offsetof(RecordHeader, type) == 0x08);
 static_assert(offsetof(RecordHeader, header_crc) == 0x0c);
@@ -101,6 +110,9 @@ static_assert(offsetof(RecordHeader, range_count) == 0x4c);
 static_assert(offsetof(RecordHeader, payload_crc) == 0x50);
 static_assert(offsetof(RecordHeader, flags) == 0x54);
 static_assert(offsetof(RecordHeader, payload_length) == 0x58);
+static_assert(offsetof(RecordHeader, time) == 0x60);
+static_assert(offsetof(RecordHeader, placed) == 0x68);
+static_assert(offsetof(RecordHeader, reserved) == 0x70);
 
 // Follow the header at once. A range never crosses a log block: header and block are multiples
 // of 32.

@@ -67,6 +67,7 @@ struct Checked {
     LoggedRecord record;  // Valid only: ranges are empty for a pad
     bool pad = false;
     uint64_t retired = 0;
+    uint64_t placed = 0;
 };
 
 struct RecordAt {
@@ -112,6 +113,9 @@ std::string check_fields(const RecordHeader& header, const LogState& log, const 
         return fmt::format("it was written for position {}", uint64_t{header.position});
     if (header.retired >= at.sequence)
         return fmt::format("it retires record {}, which came later", uint64_t{header.retired});
+    if (header.placed >= at.sequence)
+        return fmt::format("it says that record {} is placed, which came later",
+                           uint64_t{header.placed});
     return check_lengths(header, log, at);
 }
 
@@ -173,7 +177,9 @@ Result<Checked> check_record(BlockWindow& window, const LogState& log, const Rec
     result.record.position = at.position;
     result.record.total_length = Bytes(header.total_length);
     result.record.payload = at.position + head;
+    result.record.time = header.time;
     result.retired = header.retired;
+    result.placed = header.placed;
     result.pad = header.type == kRecordPad;
     if (result.pad) return found(Verdict::Valid, {});
 
@@ -200,6 +206,7 @@ class LogWalk {
 
     Result<> run() {
         contents_.retired = state_.retired;
+        contents_.placed = state_.retired;
         contents_.next_sequence = state_.tail_sequence;
         contents_.head = state_.tail;
         // No session, no records: a closed log is read in no time, whatever its size.
@@ -233,6 +240,7 @@ class LogWalk {
             if (last_.verdict != Verdict::Valid) break;
             const Bytes length = last_.record.total_length;
             contents_.retired = std::max(contents_.retired, last_.retired);
+            contents_.placed = std::max({contents_.placed, last_.retired, last_.placed});
             if (!last_.pad) contents_.live.push_back(std::move(last_.record));
             ++contents_.next_sequence;
             walked_ += length;

@@ -28,6 +28,7 @@ struct LoggedRecord {
     ByteOffset position;
     Bytes total_length;
     ByteOffset payload;  // log position of its first byte
+    uint64_t time = 0;   // when it was made: nanoseconds since 1970
     std::vector<RangeRef> ranges;
     uint32_t payload_seed = 0;  // to check the payload again when it is read for replay
     uint32_t payload_crc = 0;
@@ -46,6 +47,7 @@ struct LogContents {
     std::string superblock_damage;  // what is wrong with the other one; empty: nothing
     std::vector<LoggedRecord> live;
     uint64_t retired = 0;        // records up to this sequence are placed and flushed
+    uint64_t placed = 0;         // records up to this one are placed, flushed or not
     uint64_t next_sequence = 1;  // higher than any that was seen
     ByteOffset head;             // where the next record would go
     LogEnd end = LogEnd::Clean;

@@ -45,6 +45,7 @@ LogSuperblock encode_superblock(const LogState& state) {
     raw.retired = state.retired;
     raw.fs_mtime = state.stamp.fs_mtime;
     raw.fs_mnt_count = state.stamp.fs_mnt_count;
+    raw.flags = state.flags;
     raw.checksum = checksum_of(raw);
     return raw;
 }
@@ -56,7 +57,8 @@ Result<LogState> decode_superblock(const LogSuperblock& raw, Bytes device_size) 
     if (raw.version != kLogVersion)
         return fail(EOPNOTSUPP, "log version {} is not supported (only {} is)",
                     uint32_t{raw.version}, kLogVersion);
-    if (raw.flags != 0) return fail(EOPNOTSUPP, "unknown log flags {:#x}", uint32_t{raw.flags});
+    if ((raw.flags & ~kLogFlags) != 0)
+        return fail(EOPNOTSUPP, "unknown log flags {:#x}", raw.flags & ~kLogFlags);
 
     LogState state;
     state.log_id = raw.log_id;
@@ -67,6 +69,7 @@ Result<LogState> decode_superblock(const LogSuperblock& raw, Bytes device_size) 
     state.tail_sequence = raw.tail_sequence;
     state.retired = raw.retired;
     state.stamp = {raw.fs_mtime, raw.fs_mnt_count};
+    state.flags = raw.flags;
     if (!sane(state, device_size))
         return fail(EUCLEAN,
                     "impossible values (log size {}, tail {}, tail sequence {}, retired {}, in a "

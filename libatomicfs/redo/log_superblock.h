@@ -37,6 +37,7 @@ struct LogState {
     uint64_t tail_sequence = 1;
     uint64_t retired = 0;
     SessionStamp stamp;
+    uint32_t flags = 0;
 
     Bytes capacity() const { return ByteOffset(log_size.value()) - kFirstRecord; }
     ByteOffset end() const { return ByteOffset(log_size.value()); }

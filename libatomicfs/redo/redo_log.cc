@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <chrono>
 #include <cstring>
 #include <limits>
 
@@ -23,6 +24,7 @@ LogState emptied(const LogContents& contents, uint64_t epoch, SessionStamp stamp
     state.tail_sequence = contents.next_sequence;
     state.retired = contents.next_sequence - 1;
     state.stamp = stamp;
+    state.flags = 0;
     return state;
 }
 
@@ -54,16 +56,10 @@ Bytes record_length(size_t range_count, Bytes payload) {
     return record_header_length(range_count) + record_padded(payload);
 }
 
-RecordHeader start_header(const LogState& state, uint64_t sequence, uint64_t retired,
-                          ByteOffset position) {
-    RecordHeader header{};
-    header.magic = kRecordMagic;
-    header.log_id = state.log_id;
-    header.epoch = state.epoch;
-    header.sequence = sequence;
-    header.retired = retired;
-    header.position = position.value();
-    return header;
+uint64_t now_ns() {
+    return static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(
+                                     std::chrono::system_clock::now().time_since_epoch())
+                                     .count());
 }
 
 void seal_header(std::span<std::byte> bytes, uint32_t seed) {
@@ -108,8 +104,11 @@ RedoLog::RedoLog(Device& log, const LogState& state, size_t in_force)
     : log_(log),
       state_(state),
       in_force_(in_force),
+      slot_retired_{state.retired, state.retired},
       head_(state.tail),
+      front_(state.tail),
       next_sequence_(state.tail_sequence),
+      noted_placed_(state.retired),
       noted_retired_(state.retired),
       durable_retired_(state.retired) {}
 
@@ -147,42 +146,38 @@ tl::unexpected<Error> RedoLog::poison(Error error, std::string_view doing) {
     return fail(EIO, "redo log: {}; in doubt until a restart", why_);
 }
 
-// The one place where records reach the disk.
-Result<> RedoLog::write_record(std::span<const std::byte> record, Entry entry) {
-    // Durable before the next record's write may begin: only the last record can ever be torn,
-    // which is why a reader may take an invalid one for the end.
-    auto written = log_.write_durable(head_, record);
-    if (!written)
-        return poison(std::move(written).error(),
-                      fmt::format("record {} at {}", entry.sequence, head_));
-    durable_retired_ = std::max(durable_retired_, noted_retired_);
-    next_sequence_ = entry.sequence + 1;
-    used_ += entry.length;
-    head_ += entry.length;
-    if (head_ == state_.end()) head_ = kFirstRecord;
-    entries_.push_back(std::move(entry));
-    return {};
+RecordHeader RedoLog::start_header(uint64_t sequence, ByteOffset position) const {
+    RecordHeader header{};
+    header.magic = kRecordMagic;
+    header.log_id = state_.log_id;
+    header.epoch = state_.epoch;
+    header.sequence = sequence;
+    header.retired = noted_retired_;
+    header.position = position.value();
+    header.time = now_ns();
+    header.placed = std::max(noted_placed_, noted_retired_);
+    return header;
 }
 
 // Only the header block of a pad is written; what follows is stale and stays.
-Result<> RedoLog::write_pad(Bytes length) {
-    auto block = A4_TRY(buffers_[turn_].get(Bytes(kLogBlock)));
-    RecordHeader header = start_header(state_, next_sequence_, noted_retired_, head_);
+std::span<const std::byte> RedoLog::build_pad(std::span<std::byte> block, Bytes length) const {
+    RecordHeader header = start_header(next_sequence_, head_);
     header.type = kRecordPad;
     header.total_length = length.value();
     header.header_length = static_cast<uint32_t>(kLogBlock);
     std::memset(block.data(), 0, block.size());
     std::memcpy(block.data(), &header, sizeof header);
     seal_header(block, record_seed(state_.epoch, next_sequence_, head_));
-    return write_record(block, Entry{next_sequence_, length, {}});
+    return block;
 }
 
-std::span<const std::byte> RedoLog::build_record(std::span<std::byte> record,
+std::span<const std::byte> RedoLog::build_record(std::span<std::byte> record, uint64_t sequence,
+                                                 ByteOffset position,
                                                  std::span<const RangeRef> ranges,
                                                  std::span<const std::span<const std::byte>> data,
                                                  Bytes payload) const {
     const uint64_t head = record_header_length(ranges.size()).value();
-    const uint32_t seed = record_seed(state_.epoch, next_sequence_, head_);
+    const uint32_t seed = record_seed(state_.epoch, sequence, position);
 
     std::byte* to = record.data() + head;
     for (const auto& bytes : data) {
@@ -191,7 +186,7 @@ std::span<const std::byte> RedoLog::build_record(std::span<std::byte> record,
     }
     std::memset(to, 0, static_cast<size_t>(record.data() + record.size() - to));
 
-    RecordHeader header = start_header(state_, next_sequence_, noted_retired_, head_);
+    RecordHeader header = start_header(sequence, position);
     header.type = kRecordData;
     header.total_length = record.size();
     header.header_length = static_cast<uint32_t>(head);
@@ -213,10 +208,11 @@ std::span<const std::byte> RedoLog::build_record(std::span<std::byte> record,
     return record;
 }
 
-Result<RedoLog::Appended> RedoLog::append(std::span<const RangeRef> ranges,
-                                          std::span<const std::span<const std::byte>> data) {
+Result<RedoLog::Staged> RedoLog::stage_append(std::span<const RangeRef> ranges,
+                                              std::span<const std::span<const std::byte>> data) {
     // Everything that can fail without harm, before the first write.
     A4_CHECK(check_usable());
+    if (!staged_.empty()) return fail(EBUSY, "redo log: a record is being written already");
     const Bytes payload = A4_TRY(payload_length(ranges));
     if (data.size() != ranges.size() ||
         !std::ranges::equal(
@@ -232,25 +228,67 @@ Result<RedoLog::Appended> RedoLog::append(std::span<const RangeRef> ranges,
     if (!fits(length))
         return fail(EAGAIN, "redo log: no room for a record of {} bytes until others retire",
                     length);
-    turn_ = 1 - turn_;
-    const auto buffer = A4_TRY(buffers_[turn_].get(length));
-    Entry entry{0, length, {ranges.begin(), ranges.end()}};
+    const auto buffer = A4_TRY(buffers_[1 - turn_].get(length));
 
+    Staged staged;
+    ByteOffset position = head_;
+    uint64_t sequence = next_sequence_;
     // The pad first, durably: without it a reader would find the end before the record that follows
     // at the beginning of the ring.
-    if (const Bytes pad = pad_before(length); pad.value() != 0) A4_CHECK(write_pad(pad));
-    entry.sequence = next_sequence_;
-    A4_CHECK(write_record(build_record(buffer, ranges, data, payload), std::move(entry)));
+    if (const Bytes pad = pad_before(length); pad.value() != 0) {
+        const auto block = A4_TRY(pad_buffer_.get(Bytes(kLogBlock)));
+        staged.writes.push_back({position, build_pad(block, pad)});
+        staged_.push_back(Entry{sequence++, pad, {}});
+        position = kFirstRecord;
+    }
+    turn_ = 1 - turn_;
+    staged_.push_back(Entry{sequence, length, {ranges.begin(), ranges.end()}});
+    staged.writes.push_back(
+        {position, build_record(buffer, sequence, position, ranges, data, payload)});
 
-    Appended appended;
-    appended.sequence = last_sequence();
-    appended.payloads.reserve(ranges.size());
+    staged.appended.sequence = sequence;
+    staged.appended.payloads.reserve(ranges.size());
     uint64_t at = record_header_length(ranges.size()).value();
     for (const RangeRef& range : ranges) {
-        appended.payloads.push_back(buffer.subspan(at, range.length.value()));
+        staged.appended.payloads.push_back(buffer.subspan(at, range.length.value()));
         at += range.length.value();
     }
-    return appended;
+    staged_retired_ = noted_retired_;
+    return staged;
+}
+
+// Durable before the next record's write may begin: only the last record can ever be torn, which is
+// why a reader may take an invalid one for the end.
+Result<> RedoLog::finish_append(Result<> written) {
+    const uint64_t sequence = staged_.empty() ? next_sequence_ : staged_.back().sequence;
+    if (!written)
+        return poison(std::move(written).error(), fmt::format("record {} at {}", sequence, head_));
+    durable_retired_ = std::max(durable_retired_, staged_retired_);
+    for (Entry& entry : staged_) {
+        next_sequence_ = entry.sequence + 1;
+        used_ += entry.length;
+        head_ += entry.length;
+        if (head_ == state_.end()) head_ = kFirstRecord;
+        entries_.push_back(std::move(entry));
+    }
+    staged_.clear();
+    return {};
+}
+
+Result<RedoLog::Appended> RedoLog::append(std::span<const RangeRef> ranges,
+                                          std::span<const std::span<const std::byte>> data) {
+    Staged staged = A4_TRY(stage_append(ranges, data));
+    Result<> written;
+    for (const LogWrite& write : staged.writes) {
+        written = log_.write_durable(write.position, write.bytes);
+        if (!written) break;
+    }
+    A4_CHECK(finish_append(std::move(written)));
+    return std::move(staged.appended);
+}
+
+void RedoLog::note_placed(uint64_t sequence) {
+    noted_placed_ = std::max(noted_placed_, std::min(sequence, last_sequence()));
 }
 
 void RedoLog::note_retired(uint64_t sequence) {
@@ -260,38 +298,82 @@ void RedoLog::note_retired(uint64_t sequence) {
     if (next != entries_.end() && next->ranges.empty()) noted_retired_ = next->sequence;
 }
 
-// Writes state_ to both superblocks. The space that it gives up is free only when both have it: a
-// reader that finds the newer one damaged starts at the older one's tail.
-Result<> RedoLog::store() {
-    auto stored = store_superblocks(log_, state_, in_force_);
-    if (!stored) return poison(std::move(stored).error(), "recording what is retired");
+// Into the slot that is not in force: a torn write leaves the other. The space that a state gives
+// up is free only when both have it: a reader that finds the newer one damaged starts at the older
+// one's tail.
+std::optional<RedoLog::LogWrite> RedoLog::stage_retired() {
+    const size_t slot = 1 - in_force_;
+    if (storing_ || poisoned() || closed_) return std::nullopt;
+    if (slot_retired_[in_force_] == noted_retired_ && slot_retired_[slot] == noted_retired_)
+        return std::nullopt;
+    LogState state = state_;
+    uint64_t tail = front_.value();
+    for (const Entry& entry : entries_) {
+        if (entry.sequence > noted_retired_) break;
+        tail += entry.length.value();
+    }
+    if (tail >= state.end().value()) tail -= capacity().value();
+    state.tail = ByteOffset(tail);
+    state.tail_sequence = noted_retired_ + 1;
+    state.retired = noted_retired_;
+    ++state.update;
+    state_ = state;
+    storing_ = true;
+    raw_superblock_ = encode_superblock(state_);
+    return LogWrite{kSuperblockPosition[slot], std::as_bytes(std::span(&raw_superblock_, 1))};
+}
+
+Result<> RedoLog::finish_retired(Result<> written) {
+    storing_ = false;
+    if (!written) return poison(std::move(written).error(), "recording what is retired");
+    in_force_ = 1 - in_force_;
+    slot_retired_[in_force_] = state_.retired;
     durable_retired_ = std::max(durable_retired_, state_.retired);
+    free_entries();
     return {};
+}
+
+void RedoLog::free_entries() {
+    const uint64_t free = std::min(slot_retired_[0], slot_retired_[1]);
+    while (!entries_.empty() && entries_.front().sequence <= free) {
+        used_ -= entries_.front().length;
+        front_ += entries_.front().length;
+        if (front_ == state_.end()) front_ = kFirstRecord;
+        entries_.pop_front();
+    }
 }
 
 Result<> RedoLog::persist_retired() {
     A4_CHECK(check_usable());
-    if (noted_retired_ == state_.retired) return {};
-    Bytes freed;
-    size_t count = 0;
-    for (; count < entries_.size() && entries_[count].sequence <= noted_retired_; ++count)
-        freed += entries_[count].length;
-    uint64_t tail = state_.tail.value() + freed.value();
-    if (tail >= state_.end().value()) tail -= capacity().value();
-    state_.tail = ByteOffset(tail);
-    state_.tail_sequence = noted_retired_ + 1;
-    state_.retired = noted_retired_;
-    A4_CHECK(store());
-    entries_.erase(entries_.begin(), entries_.begin() + static_cast<std::ptrdiff_t>(count));
-    used_ -= freed;
+    if (storing_) return fail(EBUSY, "redo log: a superblock is being written already");
+    while (const auto write = stage_retired())
+        A4_CHECK(finish_retired(log_.write_durable(write->position, write->bytes)));
+    return {};
+}
+
+Result<> RedoLog::mark(uint32_t flags) {
+    if ((state_.flags & flags) == flags || closed_) return {};
+    LogState state = state_;
+    state.flags |= flags;
+    // A superblock that is being written, or whose write failed, may have this update already.
+    ++state.update;
+    auto stored = store_superblocks(log_, state, in_force_);
+    if (!stored) return poison(std::move(stored).error(), "marking the log");
+    state_ = state;
+    slot_retired_ = {state.retired, state.retired};
+    free_entries();
     return {};
 }
 
 Result<> RedoLog::close() {
     A4_CHECK(persist_retired());
     if (!entries_.empty()) return fail(EBUSY, "redo log: {} records are still live", live_count());
-    state_.epoch = kNoEpoch;
-    A4_CHECK(store());
+    LogState state = state_;
+    state.epoch = kNoEpoch;
+    state.flags = 0;
+    auto stored = store_superblocks(log_, state, in_force_);
+    if (!stored) return poison(std::move(stored).error(), "closing the session");
+    state_ = state;
     closed_ = true;
     return {};
 }

@@ -224,6 +224,7 @@ Result<> AtomicWriter::write_logged(std::span<const WriteRange> ranges,
         touched_.insert(ranges[i].inode);
         grows = grows || prepared[i].new_size.value() > 0;
     }
+    log_->note_placed(appended->sequence);
     if (!grows) return {};
     // The bytes are durable in place before i_size makes them visible.
     if (auto done = volume().device().flush(); !done)

@@ -87,7 +87,7 @@ TEST_F(RedoShapes, TornLongHeaderAtEachSector) {
     expect(LogEnd::Clean, {1, 2, 3, 4});
     EXPECT_EQ(read_ok(disk).live[3].ranges, ranges);
     const Image whole = disk.image;
-    for (uint64_t sector = 0; sector < 6400 + 0x60; sector += kSector) {
+    for (uint64_t sector = 0; sector < 6400 + 0x80; sector += kSector) {
         disk.image = whole;
         std::memcpy(&disk.image[kHead + sector], &before[kHead + sector], kSector);
         expect(sector == 0 ? LogEnd::Clean : LogEnd::TornTail, {1, 2, 3});
@@ -214,11 +214,14 @@ constexpr Field kHeaderFields[] = {
     {"payload_crc", 0x50, 4, LogEnd::TornTail},
     {"flags", 0x54, 4, LogEnd::TornTail},
     {"payload_length", 0x58, 8, LogEnd::TornTail},
-    {"range inode", 0x60, 4, LogEnd::TornTail},
-    {"range generation", 0x64, 4, LogEnd::TornTail},
-    {"range offset", 0x68, 8, LogEnd::TornTail},
-    {"range length", 0x70, 8, LogEnd::TornTail},
-    {"range new_size", 0x78, 8, LogEnd::TornTail},
+    {"time", 0x60, 8, LogEnd::TornTail},
+    {"placed", 0x68, 8, LogEnd::TornTail},
+    {"reserved", 0x70, 16, LogEnd::TornTail},
+    {"range inode", 0x80, 4, LogEnd::TornTail},
+    {"range generation", 0x84, 4, LogEnd::TornTail},
+    {"range offset", 0x88, 8, LogEnd::TornTail},
+    {"range length", 0x90, 8, LogEnd::TornTail},
+    {"range new_size", 0x98, 8, LogEnd::TornTail},
     {"zeros behind the ranges", 0xa0, 8, LogEnd::TornTail},
     {"the header block's last word", 0xff8, 8, LogEnd::TornTail},
     {"payload", 0x1000, 8, LogEnd::TornTail},
@@ -417,13 +420,14 @@ TEST_F(RedoShapes, ImpossibleHeadersAreCorruption) {
              Case{"payload_length wraps to 8192", 0x58, 8, 0ull - 4095},
              Case{"payload_length zero", 0x58, 8, 0},
              Case{"payload_length not the ranges'", 0x58, 8, 5001},
-             Case{"range length zero", 0x70, 8, 0},
-             Case{"range length overflows", 0x70, 8, ~0ull},
-             Case{"range offset overflows", 0x68, 8, ~0ull - 100},
+             Case{"range length zero", 0x90, 8, 0},
+             Case{"range length overflows", 0x90, 8, ~0ull},
+             Case{"range offset overflows", 0x88, 8, ~0ull - 100},
              Case{"unknown type", 0x08, 4, 3},
              Case{"type zero", 0x08, 4, 0},
              Case{"a pad with ranges", 0x08, 4, kRecordPad},
              Case{"unknown flags", 0x54, 4, 1},
+             Case{"placed not before itself", 0x68, 8, 3},
              Case{"another position", 0x38, 8, kSecond},
              Case{"another log's id", 0x10, 8, 42},
              Case{"retires itself", 0x30, 8, 3},

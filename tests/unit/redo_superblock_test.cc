@@ -35,13 +35,14 @@ TEST_F(RedoSuperblock, EncodesAndDecodes) {
     state.tail_sequence = 9;
     state.retired = 8;
     state.stamp = kStamp;
+    state.flags = kLogInDoubt | kLogUnguarded;
     const LogSuperblock raw = encode_superblock(state);
     const auto decoded = decode_superblock(raw, Bytes(1 << 20));
     ASSERT_TRUE(decoded.has_value());
     EXPECT_EQ(*decoded, state);
     std::array<uint8_t, 12> head;
     std::memcpy(head.data(), &raw, head.size());
-    EXPECT_EQ(head, (std::array<uint8_t, 12>{'A', '4', 'R', 'E', 'D', 'O', 'S', 'B', 1, 0, 0, 0}));
+    EXPECT_EQ(head, (std::array<uint8_t, 12>{'A', '4', 'R', 'E', 'D', 'O', 'S', 'B', 2, 0, 0, 0}));
 }
 
 TEST_F(RedoSuperblock, AFreshLogIsEmpty) {
@@ -118,9 +119,9 @@ TEST_F(RedoSuperblock, HigherUpdateCountsInEitherSlot) {
 TEST_F(RedoSuperblock, UnknownVersionIsRefused) {
     for (const size_t slot : {0, 1}) {
         const Image saved = disk.image;
-        set(slot, offsetof(LogSuperblock, version), le32{2});
+        set(slot, offsetof(LogSuperblock, version), le32{3});
         EXPECT_EQ(error(), EOPNOTSUPP);
-        EXPECT_NE(message.find("version 2"), std::string::npos) << message;
+        EXPECT_NE(message.find("version 3"), std::string::npos) << message;
         disk.image = saved;
     }
 }
