@@ -11,4 +11,13 @@ Result<std::unique_ptr<EventLoop>> EventLoop::create(Backend backend) {
     return make_syscall_loop();
 }
 
+Result<size_t> EventLoop::run_once(bool wait) {
+    deferred_now_.swap(deferred_);
+    for (const auto& work : deferred_now_) work();
+    size_t called = deferred_now_.size();
+    deferred_now_.clear();
+    called += A4_TRY(turn(wait && called == 0 && deferred_.empty()));
+    return called;
+}
+
 }  // namespace atomic4

@@ -26,6 +26,7 @@
 #include <functional>
 #include <memory>
 #include <span>
+#include <vector>
 
 #include "base/result.h"
 #include "base/units.h"
@@ -64,15 +65,25 @@ class EventLoop {
     // Once, after the time has passed.
     virtual void after(std::chrono::nanoseconds time, Completion done) = 0;
 
-    // Waits for at least one completion unless `wait` is false; returns how many were called.
-    virtual Result<size_t> run_once(bool wait = true) = 0;
+    // At the beginning of the next run_once, in the order of the calls.
+    void defer(std::function<void()> work) { deferred_.push_back(std::move(work)); }
+
+    // Does what was deferred; then waits for at least one completion, unless `wait` is false or
+    // something was deferred. Returns how many were called.
+    Result<size_t> run_once(bool wait = true);
 
     void set_spin(std::chrono::microseconds spin) { spin_ = spin; }
     void spin_now(bool worth_it) { spin_now_ = worth_it; }
 
   protected:
+    virtual Result<size_t> turn(bool wait) = 0;
+
     std::chrono::microseconds spin_{0};
     bool spin_now_ = false;
+
+  private:
+    std::vector<std::function<void()>> deferred_;
+    std::vector<std::function<void()>> deferred_now_;
 };
 
 }  // namespace atomic4

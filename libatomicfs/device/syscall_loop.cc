@@ -63,7 +63,7 @@ class SyscallLoop final : public EventLoop {
         timers_.push_back({Clock::now() + time, std::move(done)});
     }
 
-    Result<size_t> run_once(bool wait) override {
+    Result<size_t> turn(bool wait) override {
         if (finished_.empty()) A4_CHECK(look(wait));
         expire();
         // Those that are there now; what the calls cause comes in the next round.

@@ -118,7 +118,7 @@ class UringLoop final : public EventLoop {
         sqe->user_data = reinterpret_cast<uint64_t>(request);
     }
 
-    Result<size_t> run_once(bool wait) override {
+    Result<size_t> turn(bool wait) override {
         size_t called = 0;
         if (wait && io_uring_cq_ready(&ring_) == 0 && spin_now_ && spin_.count() > 0) {
             A4_CHECK(entered(io_uring_submit_and_get_events(&ring_)));

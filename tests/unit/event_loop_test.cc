@@ -7,6 +7,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <vector>
@@ -165,6 +166,18 @@ TEST_P(EventLoopTest, SpinningStillSleepsInTheEnd) {
     int calls = 0;
     loop->poll(event.get(), POLLIN, [&](int) { ++calls; });
     run_until([&] { return calls > 0; });
+}
+
+TEST_P(EventLoopTest, WhatIsDeferredComesFirstAndDoesNotWait) {
+    std::vector<int> order;
+    loop->after(0ns, [&](int) { order.push_back(3); });
+    loop->defer([&] {
+        order.push_back(1);
+        loop->defer([&] { order.push_back(2); });
+    });
+    run_until([&] { return order.size() == 3; });
+    EXPECT_EQ(order[0], 1);
+    EXPECT_LT(std::ranges::find(order, 1), std::ranges::find(order, 2));
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, EventLoopTest,
