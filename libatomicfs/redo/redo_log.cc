@@ -135,6 +135,15 @@ bool RedoLog::has_room(std::span<const RangeRef> ranges) const {
     return payload && *payload <= record_max() && fits(record_length(ranges.size(), *payload));
 }
 
+Bytes RedoLog::room() const {
+    const Bytes free = capacity() - used_;
+    const Bytes left = state_.end() - head_;
+    // Up to the end, or from the beginning with a pad before.
+    Bytes room = std::min(left, free);
+    if (free > left && free - left > left) room = free - left;
+    return std::min(room, record_max());
+}
+
 Result<> RedoLog::check_usable() const {
     if (poisoned()) return fail(EIO, "redo log: in doubt since an earlier failure: {}", why_);
     if (closed_) return fail(EBADF, "redo log: the session is closed");

@@ -86,6 +86,8 @@ class RedoLog {
     Result<Appended> append(std::span<const RangeRef> ranges,
                             std::span<const std::span<const std::byte>> data);
     bool has_room(std::span<const RangeRef> ranges) const;
+    // The longest record, header and padding included, that has room now. Shorter ones have too.
+    Bytes room() const;
     // The record in memory, with append's errors; nothing is written.
     Result<Staged> stage_append(std::span<const RangeRef> ranges,
                                 std::span<const std::span<const std::byte>> data);

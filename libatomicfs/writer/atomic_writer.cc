@@ -304,28 +304,13 @@ Result<WriteOutcome> AtomicWriter::write(const WriteRange& range, Engine engine)
 
 Result<> AtomicWriter::write_batch(std::span<const WriteRange> ranges) {
     A4_CHECK(usable());
-    if (ranges.empty()) return fail(EINVAL, "a batch without ranges");
-    const uint64_t block = volume().block_size().value();
-    uint64_t total = 0;
-    for (size_t i = 0; i < ranges.size(); ++i) {
-        const WriteRange& range = ranges[i];
-        const uint64_t offset = range.offset.value();
-        const uint64_t length = range.data.size();
-        if (length == 0 || length % block != 0 || offset % block != 0 || offset + length < offset) {
-            return fail(EINVAL,
-                        "batch range {}: {} bytes at {} are no multiples of the block size {}", i,
-                        length, offset, block);
-        }
-        for (size_t j = 0; j < i; ++j) {
-            if (ranges[j].inode == range.inode && ranges[j].offset.value() < offset + length &&
-                offset < ranges[j].offset.value() + ranges[j].data.size())
-                return fail(EINVAL, "batch ranges {} and {} overlap", j, i);
-        }
+    std::vector<BatchPart> parts;
+    for (const WriteRange& range : ranges)
+        parts.push_back({range.inode, range.offset, Bytes(range.data.size())});
+    A4_CHECK(check_batch(parts, volume().block_size(),
+                         Bytes(opened_.log_contents.superblock.capacity().value() / 4)));
+    for (const WriteRange& range : ranges)
         A4_CHECK(check_file(volume(), A4_TRY(file(range.inode, range.generation))));
-        total += length;
-    }
-    if (total > opened_.log_contents.superblock.capacity().value() / 4)
-        return fail(EMSGSIZE, "a batch of {} bytes is more than a quarter of the log", total);
     const auto prepared = A4_TRY(prepare(ranges, volume().block_size()));
     return write_logged(ranges, prepared);
 }

@@ -1,5 +1,7 @@
 #include "writer/write_rules.h"
 
+#include <map>
+
 #include "base/size_parse.h"
 #include "base/text.h"
 #include "ext4/format.h"
@@ -36,6 +38,41 @@ Result<> check_request(ByteOffset offset, Bytes length, Bytes unit_min, Bytes un
         return fail(EINVAL, "the offset {} is not a multiple of the length {}", offset, length);
     if (offset.value() + length.value() < offset.value())
         return fail(EINVAL, "the offset {} is too large", offset);
+    return {};
+}
+
+Result<> check_batch(std::span<const BatchPart> parts, Bytes block_size, Bytes max) {
+    if (parts.empty()) return fail(EINVAL, "a batch without ranges");
+    const uint64_t block = block_size.value();
+    std::map<std::pair<uint64_t, uint64_t>, std::pair<uint64_t, size_t>> seen;
+    uint64_t total = 0;
+    for (size_t i = 0; i < parts.size(); ++i) {
+        const uint64_t offset = parts[i].offset.value();
+        const uint64_t length = parts[i].length.value();
+        if (length == 0 || length % block != 0 || offset % block != 0 || offset + length < offset) {
+            return fail(EINVAL,
+                        "batch range {}: {} bytes at {} are no multiples of the block size {}", i,
+                        length, offset, block);
+        }
+        // The neighbours among those before it, which don't overlap each other.
+        const auto next = seen.lower_bound({parts[i].inode, offset});
+        const auto clash = [&](size_t other) {
+            return fail(EINVAL, "batch ranges {} and {} overlap", std::min(other, i),
+                        std::max(other, i));
+        };
+        if (next != seen.end() && next->first.first == parts[i].inode &&
+            next->first.second < offset + length)
+            return clash(next->second.second);
+        if (next != seen.begin()) {
+            const auto before = std::prev(next);
+            if (before->first.first == parts[i].inode && before->second.first > offset)
+                return clash(before->second.second);
+        }
+        seen.emplace(std::pair(parts[i].inode, offset), std::pair(offset + length, i));
+        if (length > max.value() - std::min(max.value(), total))
+            return fail(EMSGSIZE, "a batch of more than {} bytes, a quarter of the log", max);
+        total += length;
+    }
     return {};
 }
 

@@ -3,6 +3,7 @@
 // atomic4(7).
 #pragma once
 
+#include <span>
 #include <string>
 
 #include "ext4/layout.h"
@@ -16,6 +17,15 @@ Result<Engine> parse_engine(std::string_view text);
 // The shape of one request. EINVAL: shorter than unit_min or longer than unit_max, length no power
 // of two, offset no multiple of the length.
 Result<> check_request(ByteOffset offset, Bytes length, Bytes unit_min, Bytes unit_max);
+
+// The ranges of a batch. EINVAL: none, no block multiples, an offset too large, two that overlap;
+// EMSGSIZE: more than max bytes.
+struct BatchPart {
+    uint64_t inode = 0;
+    ByteOffset offset;
+    Bytes length;
+};
+Result<> check_batch(std::span<const BatchPart> parts, Bytes block_size, Bytes max);
 
 // Whether a file takes our writes at all. EISDIR, EINVAL (not a regular file); EPERM: append-only,
 // immutable, the redo log, the lock file; EOPNOTSUPP: encrypted, verity, compressed, inline data,

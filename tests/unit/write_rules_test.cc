@@ -374,7 +374,7 @@ TEST_F(Rules, Batches) {
               EINVAL,
               "ranges 0 and 2 overlap"},
              {{part(a, 0, 1024), part(a, 0, 1024)}, EINVAL, "overlap"},
-             {{part(a, 0, 60 * 1024), part(b, 0, 1024)}, EMSGSIZE, "more than a quarter"},
+             {{part(a, 0, 60 * 1024), part(b, 0, 1024)}, EMSGSIZE, "a quarter of the log"},
              {{part(a, 0, 1024), part(EXT2_ROOT_INO, 0, 1024)}, EISDIR, "directory"}}) {
         const auto done = writer->write_batch(row.ranges);
         EXPECT_EQ(code_of(done), row.code) << row.words;

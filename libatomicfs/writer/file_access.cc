@@ -1,0 +1,198 @@
+#include "writer/file_access.h"
+
+#include <fcntl.h>
+
+#include <fstream>
+
+namespace atomic4 {
+namespace {
+
+using namespace std::chrono_literals;
+
+// After a writer has closed the file the kernel may count it for a moment yet (open_watch.h).
+constexpr int kLooks = 3;
+
+std::string name_of(pid_t pid) {
+    std::ifstream in(fmt::format("/proc/{}/comm", pid));
+    std::string name;
+    std::getline(in, name);
+    return name.empty() ? "unknown" : name;
+}
+
+}  // namespace
+
+FileAccess::~FileAccess() {
+    *alive_ = false;
+    if (around_.watch == nullptr) return;
+    for (const Held& opener : waiting_) (void)around_.watch->allow(opener.token).has_value();
+    if (watched_) (void)around_.watch->unwatch(read_only()).has_value();
+}
+
+void FileAccess::start(std::function<void(Result<>)> done) {
+    ready_calls_.push_back(std::move(done));
+    if (around_.watch != nullptr) {
+        // Marked before the probe: nobody slips in between.
+        if (auto marked = around_.watch->watch(read_only()); marked)
+            watched_ = true;
+        else
+            around_.why_no_watch = marked.error().message;
+    }
+    probe_wanted_ = watched_;
+    if (probe_wanted_)
+        step();
+    else
+        reopen();
+}
+
+void FileAccess::unuse() {
+    --users_;
+    if (users_ == 0) step();
+}
+
+std::string FileAccess::why_strict() const {
+    if (!strict_) return {};
+    if (!watched_) return "openers can't be watched: " + around_.why_no_watch;
+    if (!writers_.empty()) {
+        const auto& [pid, name] = *writers_.begin();
+        std::string others;
+        if (writers_.size() > 1) others = fmt::format(" (and {} others)", writers_.size() - 1);
+        return fmt::format("process {} ({}) has it open for writing{}", pid, name, others);
+    }
+    return "somebody has it open for writing";
+}
+
+void FileAccess::opened(pid_t pid, uint64_t token) {
+    waiting_.push_back({pid, token});
+    // Others are in already, and nothing live is left that one more could harm.
+    if (strict_ && settled_) {
+        writers_.emplace(pid, name_of(pid));
+        let_go();
+        return;
+    }
+    probe_wanted_ = true;
+    step();
+}
+
+void FileAccess::writer_closed() {
+    if (!strict_ || !watched_) return;
+    looks_left_ = kLooks;
+    look_again(1ms);
+}
+
+void FileAccess::look_again(std::chrono::milliseconds after) {
+    if (timer_set_) return;
+    timer_set_ = true;
+    around_.loop.after(after, [this, alive = alive_](int) {
+        if (!*alive) return;
+        timer_set_ = false;
+        if (!strict_ || looks_left_ <= 0) return;
+        --looks_left_;
+        probe_wanted_ = true;
+        step();
+    });
+}
+
+void FileAccess::events_lost() {
+    strict_ = true;
+    unknown_writers_ = true;
+    settled_ = false;
+    writer_closed();
+}
+
+void FileAccess::declare(pid_t pid) {
+    if (writers_.erase(pid) == 0 || !writers_.empty() || unknown_writers_) return;
+    strict_ = false;
+    settled_ = false;
+}
+
+void FileAccess::when_ready(std::function<void(Result<>)> call) {
+    ready_calls_.push_back(std::move(call));
+    if (!probing_ && !probe_wanted_) ready();
+}
+
+// New writes wait from now on; when those that run are through, the probe.
+void FileAccess::step() {
+    if (!probe_wanted_ || probing_) return;
+    held_ = true;
+    if (users_ == 0) probe();
+}
+
+void FileAccess::probe() {
+    probe_wanted_ = false;
+    probing_ = true;
+    direct_.reset();
+    const auto nobody = OpenWatch::nobody_writes(read_only());
+    if (nobody && *nobody) {
+        strict_ = false;
+        unknown_writers_ = false;
+        settled_ = false;
+        writers_.clear();
+        looks_left_ = 0;
+        let_go();
+        reopen();
+        return;
+    }
+    if (waiting_.empty()) unknown_writers_ = unknown_writers_ || !strict_ || writers_.empty();
+    // Which of them it is can't be told: all.
+    for (const Held& opener : waiting_) writers_[opener.pid] = name_of(opener.pid);
+    strict_ = true;
+    if (settled_) {
+        let_go();
+    } else {
+        // What is live now could be replayed over what they are going to write.
+        around_.when_retired([this, alive = alive_](const Result<>&) {
+            if (!*alive) return;
+            // In doubt or not: nobody is held for ever. In doubt the log says so.
+            if (strict_) settled_ = true;
+            let_go();
+        });
+    }
+    // The first answer may have been wrong (open_watch.h).
+    if (!settled_ && looks_left_ == 0) looks_left_ = 1;
+    if (looks_left_ > 0) look_again(10ms);
+    reopen();
+}
+
+void FileAccess::let_go() {
+    std::vector<Held> waiting;
+    waiting.swap(waiting_);
+    for (const Held& opener : waiting) (void)around_.watch->allow(opener.token).has_value();
+}
+
+void FileAccess::reopen() {
+    probing_ = true;
+    around_.helper.run(
+        [fd = read_only_] {
+            const std::string path = fmt::format("/proc/self/fd/{}", fd->get());
+            const int opened = ::open(path.c_str(), O_RDWR | O_DIRECT | O_CLOEXEC);
+            return opened < 0 ? -errno : opened;
+        },
+        [this, alive = alive_](int fd) {
+            if (!*alive) {
+                const UniqueFd unwanted(fd);
+                return;
+            }
+            reopened(fd);
+        });
+}
+
+void FileAccess::reopened(int fd) {
+    probing_ = false;
+    broken_.reset();
+    if (fd >= 0)
+        direct_.reset(fd);
+    else
+        broken_ = Error::from_errno(-fd, "opening the file for direct writes");
+    if (probe_wanted_) return step();
+    ready();
+}
+
+void FileAccess::ready() {
+    held_ = false;
+    std::vector<std::function<void(Result<>)>> calls;
+    calls.swap(ready_calls_);
+    for (const auto& call : calls) call(broken_ ? Result<>(fail(Error(*broken_))) : Result<>());
+    around_.wake();
+}
+
+}  // namespace atomic4

@@ -1,0 +1,115 @@
+// One file of a mounted volume as the daemon has it open, and whether others may write it.
+//
+// Strict or exclusive. While somebody else may have the file open for writing, an acknowledgement
+// waits until its record is retired: a later replay would put our bytes over theirs. While nobody
+// has, records may stay live. What proves that nobody has (open_watch.h):
+//
+//   start        the file is marked first, so that whoever opens it from now on is held; then a
+//                probe finds those who had it open before
+//   an opener    is held; new writes wait, running ones finish; our own writable descriptor is
+//                closed, and the probe tells whether the opener, or anybody, can write. A reader
+//                goes on, and the file stays exclusive. A writer goes on when the file's live
+//                records are retired, and the file is strict
+//   a writer has gone      the same probe: if nobody is left the file is exclusive again
+//   a client declares that it writes only through us: its process no longer counts
+//
+// Without fanotify the file is strict for ever.
+//
+// A probe needs that we have no writable descriptor ourselves, and opening one again is an open
+// like any other: made by the helper thread, answered by the loop.
+//
+// Threads: the event loop's.
+#pragma once
+
+#include <chrono>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "writer/helper_thread.h"
+#include "writer/open_watch.h"
+#include "writer/target.h"
+
+namespace atomic4 {
+
+class FileAccess {
+  public:
+    struct Surroundings {
+        EventLoop& loop;
+        HelperThread& helper;
+        OpenWatch* watch = nullptr;  // null: none, and why
+        std::string why_no_watch;
+        // New writes may begin again, or can't ever.
+        std::function<void()> wake;
+        // Calls back when all that was logged is durably retired.
+        std::function<void(std::function<void(Result<>)>)> when_retired;
+    };
+
+    FileAccess(const Surroundings& around, UniqueFd read_only)
+        : around_(around), read_only_(std::make_shared<UniqueFd>(std::move(read_only))) {}
+    ~FileAccess();
+    FileAccess(const FileAccess&) = delete;
+    FileAccess& operator=(const FileAccess&) = delete;
+
+    // Marks, probes, opens. Ready when done.
+    void start(std::function<void(Result<>)> done);
+
+    // New writes have to wait.
+    bool held() const { return held_; }
+    // Why there is no writable descriptor; null: there is one.
+    const Error* broken() const { return broken_ ? &*broken_ : nullptr; }
+    // O_RDWR|O_DIRECT; valid while somebody uses it.
+    int direct() const { return direct_.get(); }
+    int read_only() const { return read_only_->get(); }
+    void use() { ++users_; }
+    void unuse();
+
+    Ack ack() const { return strict_ ? Ack::Strict : Ack::Exclusive; }
+    std::string why_strict() const;
+
+    // What the watch saw of this file.
+    void opened(pid_t pid, uint64_t token);
+    void writer_closed();
+    void events_lost();
+    // This process writes the file only through us.
+    void declare(pid_t pid);
+    // Calls when the file is ready: at once, if it is.
+    void when_ready(std::function<void(Result<>)> call);
+
+  private:
+    struct Held {
+        pid_t pid;
+        uint64_t token;
+    };
+    void step();
+    void probe();
+    void let_go();
+    void reopen();
+    void reopened(int fd);
+    void ready();
+    void look_again(std::chrono::milliseconds after);
+
+    Surroundings around_;
+    std::shared_ptr<UniqueFd> read_only_;  // the helper thread's too
+    UniqueFd direct_;
+    bool watched_ = false;
+    bool held_ = true;
+    bool probing_ = false;  // from the probe to the reopening
+    bool probe_wanted_ = false;
+    bool strict_ = true;
+    bool unknown_writers_ = true;
+    bool settled_ = false;  // strict, and nothing live is left from before
+    bool timer_set_ = false;
+    int looks_left_ = 0;
+    std::map<pid_t, std::string> writers_;  // with their names
+    std::vector<Held> waiting_;             // openers
+    size_t users_ = 0;
+    std::optional<Error> broken_;
+    std::vector<std::function<void(Result<>)>> ready_calls_;
+    std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
+};
+
+}  // namespace atomic4
