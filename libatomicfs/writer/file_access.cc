@@ -61,10 +61,20 @@ std::string FileAccess::why_strict() const {
     return "somebody has it open for writing";
 }
 
+void FileAccess::give_up() {
+    if (!watched_) return;
+    strict_ = true;
+    unknown_writers_ = true;
+    around_.why_no_watch = "the log is in doubt";
+    let_go();
+    (void)around_.watch->unwatch(read_only()).has_value();
+    watched_ = false;
+}
+
 void FileAccess::opened(pid_t pid, uint64_t token) {
     waiting_.push_back({pid, token});
     // Others are in already, and nothing live is left that one more could harm.
-    if (strict_ && settled_) {
+    if (!watched_ || (strict_ && settled_)) {
         writers_.emplace(pid, name_of(pid));
         let_go();
         return;
@@ -80,12 +90,12 @@ void FileAccess::writer_closed() {
 }
 
 void FileAccess::look_again(std::chrono::milliseconds after) {
-    if (timer_set_) return;
+    if (timer_set_ || !watched_) return;
     timer_set_ = true;
     around_.loop.after(after, [this, alive = alive_](int) {
         if (!*alive) return;
         timer_set_ = false;
-        if (!strict_ || looks_left_ <= 0) return;
+        if (!strict_ || !watched_ || looks_left_ <= 0) return;
         --looks_left_;
         probe_wanted_ = true;
         step();

@@ -76,6 +76,8 @@ class FileAccess {
     void events_lost();
     // This process writes the file only through us.
     void declare(pid_t pid);
+    // In doubt: openers are let through, now and later.
+    void give_up();
     // Calls when the file is ready: at once, if it is.
     void when_ready(std::function<void(Result<>)> call);
 

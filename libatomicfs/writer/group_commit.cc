@@ -52,7 +52,10 @@ void GroupCommit::begin(std::vector<Item> items) {
     auto staged = log_->stage_append(ranges, data);
     if (!staged) {
         // No memory, or a caller that didn't ask has_room: nothing has happened.
-        for (Item& item : group->items) item.done(fail(Error(staged.error())));
+        for (Item& item : group->items) {
+            if (item.placed) item.placed();
+            item.done(fail(Error(staged.error())));
+        }
         return;
     }
     for (const Item& item : group->items) group->parts_left.push_back(item.parts.size());
@@ -148,7 +151,7 @@ void GroupCommit::advance() {
     const uint64_t wanted = std::max(flush_wanted_, retire_wanted_);
     if (placed_ > flushed_ && (wanted > flushed_ || wants_space())) {
         flushing_ = true;
-        placer_.flush([this, sequence = placed_](Result<> done) {
+        placer_.flush_placed([this, sequence = placed_](Result<> done) {
             flushing_ = false;
             if (poisoned_) return;
             if (!done) return poison(done.error(), "flush");
@@ -187,7 +190,7 @@ void GroupCommit::store_retired() {
                         log_->finish_retired(whole(result, length, "log superblock write"));
                     if (mark_later_) {
                         mark_later_ = false;
-                        (void)log_->mark(kLogInDoubt).has_value();
+                        (void)log_->mark(kLogInDoubt | kLogUnguarded).has_value();
                     }
                     if (poisoned_) return;
                     if (!finished) return poison(finished.error(), "log superblock write");
@@ -220,12 +223,12 @@ Error GroupCommit::in_doubt() const {
 void GroupCommit::poison(const Error& error, std::string_view doing) {
     if (poisoned_) return;
     poisoned_ = fmt::format("{}: {}", doing, error.message);
-    // A restart must not take the files' word for what was placed. If this fails too, the records
-    // that matter may not be there either: the restart reports what it finds.
+    // A restart must not take the files' word for what was placed; and until then nobody is held
+    // from opening them. If this fails too, the restart judges by what it finds.
     if (storing_)
         mark_later_ = true;
     else
-        (void)log_->mark(kLogInDoubt).has_value();
+        (void)log_->mark(kLogInDoubt | kLogUnguarded).has_value();
     const Error told{EIO, fmt::format("{}; in doubt until a restart has recovered", *poisoned_)};
     std::vector<std::function<void(Result<>)>> failed;
     for (const auto& group : groups_)

@@ -64,7 +64,7 @@ class GroupCommit {
         virtual void place(const FileRef& file, ByteOffset offset, std::span<const std::byte> data,
                            bool durable, std::function<void(Result<>)> done) = 0;
         // Whatever was placed before is durable.
-        virtual void flush(std::function<void(Result<>)> done) = 0;
+        virtual void flush_placed(std::function<void(Result<>)> done) = 0;
         // Something has changed for those who wait: a group may begin, or space is free.
         virtual void wake() = 0;
     };

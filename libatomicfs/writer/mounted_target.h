@@ -1,0 +1,139 @@
+// A mounted volume as a target: log and data are written through files, both O_DIRECT, so that the
+// kernel keeps caches, mappings, locks, sizes and times right (design: group_commit.h, who else
+// writes: file_access.h).
+//
+//   logged   the record first; then the data through the file. Holes and what lies beyond EOF are
+//            preallocated before, so that no record is written whose placement has no space
+//   native   RWF_ATOMIC through the file, where statx(2) says that it can
+//   plain    O_DIRECT where it is aligned, else through the page cache
+//
+// Before a native or plain write, records that are live in its range retire.
+//
+// Another process's buffered write into the neighbourhood, at the very moment of a placement, can
+// leave a cached page with the old bytes and make the kernel report EIO at the next flush ("page
+// cache invalidation failure on direct I/O"): written back, it would undo the placement. Where
+// cached pages are found in a placed range that others may write, the bytes are written again
+// through the cache, and that flush counts.
+//
+// Threads: the event loop's.
+#pragma once
+
+#include <list>
+#include <map>
+
+#include "ext4/mounted_volume.h"
+#include "redo/log_reader.h"
+#include "writer/file_access.h"
+#include "writer/group_commit.h"
+#include "writer/range_order.h"
+
+namespace atomic4 {
+
+class SharedFile;
+
+class MountedTarget final : public Target, private GroupCommit::Placer {
+  public:
+    struct Options {
+        Engine engine = Engine::Auto;  // what files get that don't ask for one
+        bool watch = true;             // false: every file is strict
+        // A fanotify group that outlives this process; none: a new one.
+        UniqueFd watch_group;
+    };
+    // contents: of the volume's log, without live records (mounted_replay.h). Begins a session.
+    static Result<std::unique_ptr<MountedTarget>> open(EventLoop& loop,
+                                                       std::unique_ptr<MountedVolume> volume,
+                                                       const LogContents& contents,
+                                                       Options options);
+    ~MountedTarget() override;
+
+    // The file behind a client's descriptor, whose authority is established; the descriptor is
+    // closed. EXDEV: of another file system. Else check_mounted_file's errors.
+    // cooperative: that process writes the file only through us.
+    void open_file(UniqueFd descriptor, pid_t peer, bool cooperative,
+                   std::function<void(Result<FileRef>)> done);
+
+    void submit(std::unique_ptr<WriteOp> op) override;
+    void read(FileRef file, ByteOffset offset, std::span<std::byte> into,
+              std::function<void(Result<Bytes>)> done) override;
+    void flush(FileRef file, std::function<void(Result<>)> done) override;
+    Result<FileLimits> limits(const FileRef& file) override;
+    void close(FileRef file) override;
+    void freeze(std::function<void(Result<>)> done) override;
+    void thaw() override;
+    void stop(std::function<void(Result<>)> done) override;
+
+    const std::string* poisoned() const override { return commit_->poisoned(); }
+    Bytes block_size() const override { return volume_->block_size(); }
+    Bytes batch_max() const override { return Bytes(commit_->log().capacity().value() / 4); }
+    TargetCounts counts() const override;
+    bool device_busy() const override { return commit_->device_busy() || running_ > 0; }
+
+    MountedVolume& volume() { return *volume_; }
+    // Why no file can be exclusive; empty: they can.
+    const std::string& why_no_watch() const { return why_no_watch_; }
+
+  private:
+    struct Pending;
+    using SharedRef = std::shared_ptr<SharedFile>;
+
+    MountedTarget(EventLoop& loop, std::unique_ptr<MountedVolume> volume)
+        : loop_(loop), volume_(std::move(volume)) {}
+    Result<> start(const LogContents& contents, Options options);
+    void watch_ready();
+
+    Result<std::unique_ptr<Pending>> admit(std::unique_ptr<WriteOp> op);
+    void queue(std::unique_ptr<Pending> pending);
+    void schedule_pump();
+    void pump();
+    bool may_run(Pending& pending);
+    // True: it has left the queue.
+    bool start_one(std::unique_ptr<Pending>& pending, struct GroupPlan& plan);
+    Result<bool> prepare(Pending& pending);
+    void allocate(std::unique_ptr<Pending> pending);
+    bool plan_logged(std::unique_ptr<Pending>& pending, GroupPlan& plan);
+    bool retired_first(Pending& pending);
+    void start_native(std::unique_ptr<Pending> pending);
+    void native_done(std::shared_ptr<Pending> pending, int result);
+    void start_plain(std::unique_ptr<Pending> pending);
+    void start_read(std::unique_ptr<Pending> pending);
+    void finish_simple(Pending& pending);
+    void fail_all();
+    void settle();
+
+    void place(const FileRef& file, ByteOffset offset, std::span<const std::byte> data,
+               bool durable, std::function<void(Result<>)> done) override;
+    void placed(const SharedRef& file, ByteOffset offset, std::span<const std::byte> data,
+                bool durable, std::function<void(Result<>)> done);
+    void write_cached(const SharedRef& file, ByteOffset offset, std::span<const std::byte> data,
+                      std::function<void(Result<>)> done);
+    void mark_dirty(const SharedRef& file);
+    void flush_placed(std::function<void(Result<>)> done) override;
+    void flush_file(const SharedRef& file, bool again, std::function<void(Result<>)> done);
+    void wake() override { schedule_pump(); }
+
+    EventLoop& loop_;
+    std::unique_ptr<MountedVolume> volume_;
+    std::unique_ptr<HelperThread> helper_;
+    std::unique_ptr<OpenWatch> watch_;
+    std::string why_no_watch_;
+    EventLoop::PollId watch_poll_ = 0;
+    Engine engine_ = Engine::Auto;
+    std::unique_ptr<GroupCommit> commit_;
+    int log_fd_ = -1;
+
+    std::map<uint32_t, SharedRef> files_;
+    std::list<std::unique_ptr<Pending>> queue_;
+    RangeOrder order_;
+    std::vector<SharedRef> dirty_;
+    size_t running_ = 0;  // reads, plain and native writes, preparations
+    bool pump_scheduled_ = false;
+    bool frozen_ = false;
+    bool stopping_ = false;
+    bool retire_timer_ = false;
+    uint64_t activity_ = 0;                                   // operations so far
+    std::vector<std::function<void(Result<>)>> quiet_calls_;  // freeze, stop: when nothing runs
+    TargetCounts counts_;
+    std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
+};
+
+}  // namespace atomic4
