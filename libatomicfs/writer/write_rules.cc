@@ -4,6 +4,7 @@
 
 #include "base/size_parse.h"
 #include "base/text.h"
+#include "ext4/file_rules.h"
 #include "ext4/format.h"
 
 namespace atomic4 {
@@ -77,45 +78,16 @@ Result<> check_batch(std::span<const BatchPart> parts, Bytes block_size, Bytes m
 }
 
 Result<> check_file(Volume& volume, const FileState& file) {
-    const std::string what = fmt::format("inode {}", file.number);
-    const uint32_t flags = file.inode.i_flags;
-    if (LINUX_S_ISDIR(file.inode.i_mode)) return fail(EISDIR, "{}: is a directory", what);
-    if (!LINUX_S_ISREG(file.inode.i_mode)) return fail(EINVAL, "{}: not a regular file", what);
-    if (volume.attr() && file.number == volume.attr()->log_inode)
-        return fail(EPERM, "{}: this is the redo log", what);
-    if (volume.attr() && file.number == A4_TRY(volume.lock_inode()))
-        return fail(EPERM, "{}: this is the volume's lock file", what);
-    if ((flags & EXT2_APPEND_FL) != 0) return fail(EPERM, "{}: is append-only", what);
-    if ((flags & EXT2_IMMUTABLE_FL) != 0) return fail(EPERM, "{}: is immutable", what);
-    struct Unsupported {
-        uint32_t flag;
-        const char* name;
-    };
-    for (const auto& [flag, name] :
-         {Unsupported{EXT4_ENCRYPT_FL, "encrypted"}, Unsupported{EXT4_VERITY_FL, "a verity file"},
-          Unsupported{EXT2_COMPR_FL, "compressed"},
-          Unsupported{EXT4_INLINE_DATA_FL, "inline data"}}) {
-        if ((flags & flag) != 0) return fail(EOPNOTSUPP, "{}: is {}: no atomic writes", what, name);
-    }
-    if ((flags & EXT3_JOURNAL_DATA_FL) != 0) {
-        return fail(EIO,
-                    "{}: is in data=journal mode (chattr +j): its data is written twice by ext4",
-                    what);
-    }
-    const uint32_t mode = volume.fs()->super->s_default_mount_opts & EXT3_DEFM_JMODE;
-    if (mode == EXT3_DEFM_JMODE_DATA) {
-        return fail(EIO,
-                    "{}: the volume mounts in data=journal mode by default: tune2fs -o "
-                    "^journal_data first",
-                    what);
-    }
-    if (file.generation == 0) {
-        return fail(EOPNOTSUPP,
-                    "{}: has generation 0, so the log could not tell it from a later file: give it "
-                    "one with chattr -v, or copy the file",
-                    what);
-    }
-    return {};
+    FileFacts facts;
+    facts.inode = file.number;
+    facts.generation = file.generation;
+    facts.mode = file.inode.i_mode;
+    facts.flags = file.inode.i_flags;
+    facts.is_log = volume.attr() && file.number == volume.attr()->log_inode;
+    facts.is_lock = volume.attr() && file.number == A4_TRY(volume.lock_inode());
+    facts.volume_journals_data =
+        (volume.fs()->super->s_default_mount_opts & EXT3_DEFM_JMODE) == EXT3_DEFM_JMODE_DATA;
+    return check_file_rules(facts);
 }
 
 Result<> check_native(const Volume& volume, const RangeShape& shape, Bytes length) {

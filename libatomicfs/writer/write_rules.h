@@ -27,10 +27,7 @@ struct BatchPart {
 };
 Result<> check_batch(std::span<const BatchPart> parts, Bytes block_size, Bytes max);
 
-// Whether a file takes our writes at all. EISDIR, EINVAL (not a regular file); EPERM: append-only,
-// immutable, the redo log, the lock file; EOPNOTSUPP: encrypted, verity, compressed, inline data,
-// generation 0; EIO: data=journal, by inode or by the volume's default mount options (RFC
-// discussion point 4).
+// Whether a file takes our writes at all (ext4/file_rules.h has the rule and its errors).
 Result<> check_file(Volume& volume, const FileState& file);
 
 // Whether the native engine can write this range. EOPNOTSUPP: the device can't; EINVAL: outside its
