@@ -1,5 +1,7 @@
 #include "ext4/path.h"
 
+#include <algorithm>
+#include <cstring>
 #include <vector>
 
 #include "ext4/errcode.h"
@@ -11,6 +13,8 @@ namespace {
 
 // Longer paths than PATH_MAX exist only on damaged volumes.
 constexpr size_t kMaxPath = 4096;
+// As many symbolic links are followed in one lookup: MAXSYMLINKS of the kernel.
+constexpr int kMaxLinks = 40;
 
 struct DirectoryEntry {
     ext2_ino_t inode;
@@ -61,20 +65,107 @@ std::string single_slashes(const std::string& path) {
     return text;
 }
 
+// One lookup: what is left of the path, names of symbolic links replaced by their targets as they
+// are met.
+class Walk {
+  public:
+    Walk(Volume& volume, const std::string& path, const SearchVisitor& search)
+        : volume_(volume), path_(path), search_(search) {}
+
+    Result<ext2_ino_t> run() {
+        std::string left = path_;
+        while (!left.empty()) {
+            if (left.front() == '/') {
+                // At the beginning, or what a slash follows.
+                if (at_beginning_) current_ = EXT2_ROOT_INO;
+                A4_CHECK(require_directory());
+                at_beginning_ = false;
+                left.erase(0, std::min(left.find_first_not_of('/'), left.size()));
+                continue;
+            }
+            at_beginning_ = false;
+            const std::string name = left.substr(0, left.find('/'));
+            left.erase(0, name.size());
+            A4_CHECK(step(name, left));
+        }
+        return current_;
+    }
+
+  private:
+    Result<> require_directory() {
+        ext2_inode inode{};
+        A4_CHECK(check_errcode(ext2fs_read_inode(volume_.fs(), current_, &inode), path_));
+        if (!LINUX_S_ISDIR(inode.i_mode)) return fail(ENOTDIR, "{}: not a directory", path_);
+        return {};
+    }
+
+    Result<> step(const std::string& name, std::string& left) {
+        A4_CHECK(search_(current_).context(path_));
+        ext2_ino_t found = 0;
+        A4_CHECK(check_errcode(ext2fs_lookup(volume_.fs(), current_, name.c_str(),
+                                             static_cast<int>(name.size()), nullptr, &found),
+                               path_));
+        ext2_inode inode{};
+        A4_CHECK(check_errcode(ext2fs_read_inode(volume_.fs(), found, &inode), path_));
+        if (!LINUX_S_ISLNK(inode.i_mode)) {
+            current_ = found;
+            return {};
+        }
+        if (++links_ > kMaxLinks) return fail(ELOOP, "{}: too many symbolic links", path_);
+        const std::string target = A4_TRY(link_target(found, inode).context(path_));
+        if (target.empty())
+            return fail(ENOENT, "{}: symbolic link inode {} is empty", path_, found);
+        left.insert(0, target);
+        at_beginning_ = true;
+        return {};
+    }
+
+    Result<std::string> link_target(ext2_ino_t link, const ext2_inode& inode) {
+        if ((inode.i_flags & EXT4_ENCRYPT_FL) != 0) {
+            return fail(EOPNOTSUPP, "symbolic link inode {}: encrypted ones are not supported",
+                        link);
+        }
+        const std::string what = fmt::format("symbolic link inode {}", link);
+        const uint64_t size = EXT2_I_SIZE(&inode);
+        if (size >= kMaxPath) {
+            return fail(EUCLEAN, "{}: its {} bytes are too many for one: the volume needs e2fsck",
+                        what, size);
+        }
+        std::string target(size, '\0');
+        ext2_inode copy = inode;
+        if (ext2fs_is_fast_symlink(&copy) != 0) {
+            std::memcpy(target.data(), inode.i_block, target.size());
+        } else {
+            ext2_file_t file = nullptr;
+            A4_CHECK(check_errcode(ext2fs_file_open2(volume_.fs(), link, &copy, 0, &file), what));
+            unsigned got = 0;
+            const errcode_t code =
+                ext2fs_file_read(file, target.data(), static_cast<unsigned>(target.size()), &got);
+            (void)ext2fs_file_close(file);
+            A4_CHECK(check_errcode(code, what));
+            target.resize(got);
+        }
+        // The kernel's ends at a zero byte too.
+        return target.substr(0, target.find('\0'));
+    }
+
+    Volume& volume_;
+    const std::string& path_;
+    const SearchVisitor& search_;
+    ext2_ino_t current_ = EXT2_ROOT_INO;
+    bool at_beginning_ = true;
+    int links_ = 0;
+};
+
 }  // namespace
 
 Result<ext2_ino_t> lookup(Volume& volume, const std::string& path) {
-    ext2_ino_t number = 0;
+    return lookup(volume, path, [](ext2_ino_t) -> Result<> { return {}; });
+}
+
+Result<ext2_ino_t> lookup(Volume& volume, const std::string& path, const SearchVisitor& search) {
     if (path.empty()) return fail(ENOENT, "the path is empty");
-    const errcode_t code = ext2fs_namei_follow(volume.fs(), EXT2_ROOT_INO, EXT2_ROOT_INO,
-                                               single_slashes(path).c_str(), &number);
-    A4_CHECK(check_errcode(code, path));
-    if (path.ends_with('/')) {
-        ext2_inode inode{};
-        A4_CHECK(check_errcode(ext2fs_read_inode(volume.fs(), number, &inode), path));
-        if (!LINUX_S_ISDIR(inode.i_mode)) return fail(ENOTDIR, "{}: not a directory", path);
-    }
-    return number;
+    return Walk(volume, path, search).run();
 }
 
 Result<NewName> lookup_new(Volume& volume, const std::string& path) {

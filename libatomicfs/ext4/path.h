@@ -1,6 +1,7 @@
 // Names inside an open volume.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <set>
 #include <string>
@@ -12,6 +13,12 @@ namespace atomic4 {
 // Follows symbolic links inside the volume. ENOENT, ENOTDIR, ELOOP with the path. As for the
 // kernel, repeated slashes are one, and what a slash follows is a directory.
 Result<ext2_ino_t> lookup(Volume& volume, const std::string& path);
+
+// The same, calling search before each directory in which a name is looked up (".", ".." too),
+// with its inode, from the root on, those that symbolic links lead through included; the kernel
+// asks for search permission at the same places. Its error ends the walk.
+using SearchVisitor = std::function<Result<>(ext2_ino_t directory)>;
+Result<ext2_ino_t> lookup(Volume& volume, const std::string& path, const SearchVisitor& search);
 
 struct NewName {
     ext2_ino_t directory = 0;
