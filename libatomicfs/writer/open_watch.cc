@@ -25,10 +25,9 @@ Result<UniqueFd> OpenWatch::new_group() {
     return UniqueFd(group);
 }
 
-OpenWatch::OpenWatch(UniqueFd group)
-    : group_(std::move(group)),
-      reserve_(::fcntl(group_.get(), F_DUPFD_CLOEXEC, 0)),
-      own_pid_(::getpid()) {}
+OpenWatch::OpenWatch(UniqueFd group) : group_(std::move(group)), own_pid_(::getpid()) {
+    make_reserve();
+}
 
 Result<> OpenWatch::watch(int group, int file) {
     if (::fanotify_mark(group, FAN_MARK_ADD, kMask, file, nullptr) != 0)
@@ -49,18 +48,22 @@ Result<> OpenWatch::drain(const Handler& handler) {
     return {};
 }
 
+bool OpenWatch::make_reserve() {
+    if (!reserve_) reserve_.reset(::fcntl(group_.get(), F_DUPFD_CLOEXEC, 0));
+    return static_cast<bool>(reserve_);
+}
+
 // False: nothing more for now.
 Result<bool> OpenWatch::read_one(const Handler& handler) {
     // Without a descriptor for the event the kernel refuses the open. So none is read unless one
     // is kept for it, and one at a time.
-    if (!reserve_) reserve_.reset(::fcntl(group_.get(), F_DUPFD_CLOEXEC, 0));
-    if (!reserve_) return false;
+    if (!make_reserve()) return false;
     reserve_.reset();
     fanotify_event_metadata event{};
     const ssize_t got = ::read(group_.get(), &event, sizeof(event));
     const int error = errno;
     UniqueFd file(got == sizeof(event) ? event.fd : -1);
-    reserve_.reset(::fcntl(group_.get(), F_DUPFD_CLOEXEC, 0));
+    make_reserve();
 
     if (got < 0) {
         if (error == EAGAIN) return false;
@@ -113,9 +116,12 @@ Result<> OpenWatch::answer(int event_fd) const {
 Result<> OpenWatch::allow(uint64_t token) {
     const auto found = held_.find(token);
     if (found == held_.end()) return fail(ENOENT, "no opener is held under token {}", token);
-    const UniqueFd file = std::move(found->second);
+    UniqueFd file = std::move(found->second);
     held_.erase(found);
-    return answer(file.get());
+    auto answered = answer(file.get());
+    file.reset();
+    make_reserve();
+    return answered;
 }
 
 Result<size_t> OpenWatch::answer_orphans() {

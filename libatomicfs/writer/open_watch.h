@@ -76,8 +76,8 @@ class OpenWatch {
 
     // Calls the handler for what has happened, a bounded number of events a call. The handler may
     // call allow(). If the process runs out of descriptors, openers stay in the kernel's queue
-    // until others were allowed. An error means that one opener may have been refused (EPERM) by
-    // the kernel; draining can go on.
+    // until others were allowed, while starved() is true. An error means that one opener may have
+    // been refused (EPERM) by the kernel; draining can go on.
     Result<> drain(const Handler& handler);
 
     // Lets the opener through. It may have been killed meanwhile: that is no error.
@@ -85,6 +85,8 @@ class OpenWatch {
 
     // How many are held.
     size_t held() const { return held_.size(); }
+    // No descriptor is free for another event: drain() reads none.
+    bool starved() const { return !reserve_; }
 
     // Lets through whom a dead predecessor had read and not answered; how many. Those that it
     // had not read are events as usual. Tries every number that a descriptor may have had, up to
@@ -99,6 +101,7 @@ class OpenWatch {
     static Result<bool> nobody_writes(int read_only_fd);
 
   private:
+    bool make_reserve();
     Result<bool> read_one(const Handler& handler);
     Result<> answer(int event_fd) const;
 

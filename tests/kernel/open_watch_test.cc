@@ -2,9 +2,7 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
-#include <poll.h>
 #include <sys/fanotify.h>
-#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -16,113 +14,13 @@
 
 #include "support/command.h"
 #include "support/loop.h"
+#include "support/other_process.h"
 #include "support/privileged.h"
 
 namespace atomic4::test {
 namespace {
 
 constexpr uint64_t kMiB = 1 << 20;
-constexpr int kPatienceMs = 20000;  // before a wait counts as forever
-
-bool readable(int fd, int timeout_ms) {
-    pollfd poll_fd{.fd = fd, .events = POLLIN, .revents = 0};
-    return ::poll(&poll_fd, 1, timeout_ms) == 1;
-}
-
-// Another process, which does one step after the other when told to.
-class Other {
-  public:
-    explicit Other(const std::string& path) {
-        int orders[2], answers[2];
-        if (::pipe2(orders, O_CLOEXEC) != 0 || ::pipe2(answers, O_CLOEXEC) != 0) std::abort();
-        pid_ = ::fork();
-        if (pid_ == 0) {
-            // No copy of the group: it would keep openers waiting.
-            if (::dup2(answers[1], STDOUT_FILENO) < 0 || ::dup2(orders[0], STDIN_FILENO) < 0 ||
-                ::close_range(3, ~0U, 0) != 0)
-                ::_exit(1);
-            obey(path, STDIN_FILENO, STDOUT_FILENO);
-        }
-        ::close(orders[0]);
-        ::close(answers[1]);
-        orders_.reset(orders[1]);
-        answers_.reset(answers[0]);
-    }
-    Other(const Other&) = delete;
-    Other& operator=(const Other&) = delete;
-    ~Other() { kill(); }
-
-    // 'r' open for reading, 'w' for writing, 'p' O_PATH, 't' read and truncate, 'm' map what is
-    // open writably, 'u' unmap, 'c' close, 's' truncate(2), 'x' execute.
-    void begin(char step) { ASSERT_EQ(::write(orders_.get(), &step, 1), 1); }
-    // What became of the step: '+' or '-'; '?' if nothing comes.
-    char result() {
-        char answer = '?';
-        if (!readable(answers_.get(), kPatienceMs)) return '?';
-        return ::read(answers_.get(), &answer, 1) == 1 ? answer : '?';
-    }
-    char step(char step) {
-        begin(step);
-        return result();
-    }
-    bool answered() { return readable(answers_.get(), 0); }
-    void kill() {
-        if (pid_ <= 0) return;
-        ::kill(pid_, SIGKILL);
-        ::waitpid(pid_, nullptr, 0);
-        pid_ = -1;
-    }
-    pid_t pid() const { return pid_; }
-
-  private:
-    [[noreturn]] static void obey(const std::string& path, int orders, int answers) {
-        int fd = -1;
-        void* mapped = nullptr;
-        for (char step = 0; ::read(orders, &step, 1) == 1;) {
-            bool right = true;
-            switch (step) {
-                case 'r':
-                    right = (fd = ::open(path.c_str(), O_RDONLY)) >= 0;
-                    break;
-                case 'w':
-                    right = (fd = ::open(path.c_str(), O_RDWR)) >= 0;
-                    break;
-                case 'p':
-                    right = (fd = ::open(path.c_str(), O_PATH)) >= 0;
-                    break;
-                case 't':
-                    right = (fd = ::open(path.c_str(), O_RDONLY | O_TRUNC)) >= 0;
-                    break;
-                case 'm':
-                    mapped = ::mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-                    right = mapped != MAP_FAILED;
-                    break;
-                case 'u':
-                    right = ::munmap(mapped, 4096) == 0;
-                    break;
-                case 'c':
-                    right = ::close(fd) == 0;
-                    break;
-                case 's':
-                    right = ::truncate(path.c_str(), 32768) == 0;
-                    break;
-                case 'x':
-                    ::execl(path.c_str(), path.c_str(), nullptr);
-                    right = false;  // ENOEXEC: but it was opened
-                    break;
-                default:
-                    std::abort();
-            }
-            const char answer = right ? '+' : '-';
-            if (::write(answers, &answer, 1) != 1) break;
-        }
-        ::_exit(0);
-    }
-
-    pid_t pid_ = -1;
-    UniqueFd orders_;
-    UniqueFd answers_;
-};
 
 // A file of a mounted ext4, and a group that watches it.
 class OpenWatchTest : public testing::Test {
@@ -194,7 +92,7 @@ class OpenWatchTest : public testing::Test {
 };
 
 TEST_F(OpenWatchTest, AnOpenerIsHeldUntilAllowed) {
-    Other other(path_);
+    OtherProcess other(path_);
     other.begin('w');
     const OpenEvent open = event();
     EXPECT_EQ(open.kind, OpenEvent::Kind::Open);
@@ -213,7 +111,7 @@ TEST_F(OpenWatchTest, AnOpenerIsHeldUntilAllowed) {
 
 TEST_F(OpenWatchTest, AHeldReaderIsToldFromAHeldWriter) {
     EXPECT_TRUE(nobody_writes());
-    Other reader(path_), writer(path_);
+    OtherProcess reader(path_), writer(path_);
     reader.begin('r');
     const OpenEvent read = event();
     EXPECT_TRUE(nobody_writes());
@@ -243,7 +141,7 @@ TEST_F(OpenWatchTest, AHeldReaderIsToldFromAHeldWriter) {
 }
 
 TEST_F(OpenWatchTest, AMappingWritesAsLongAsItLives) {
-    Other other(path_);
+    OtherProcess other(path_);
     other.begin('w');
     allow(event());
     EXPECT_EQ(other.result(), '+');
@@ -259,7 +157,7 @@ TEST_F(OpenWatchTest, AMappingWritesAsLongAsItLives) {
 TEST_F(OpenWatchTest, WhoHadItOpenBefore) {
     ASSERT_TRUE(watch_->unwatch(file_.get()).has_value());
     ASSERT_TRUE(watch_->unwatch(file_.get()).has_value());  // of no effect
-    Other other(path_);
+    OtherProcess other(path_);
     EXPECT_EQ(other.step('w'), '+');
     ASSERT_TRUE(watch_->watch(file_.get()).has_value());
     EXPECT_FALSE(nobody_writes());
@@ -271,7 +169,7 @@ TEST_F(OpenWatchTest, WhoHadItOpenBefore) {
 TEST_F(OpenWatchTest, OtherWaysToAFile) {
     const std::string link = mount_->directory() + "/link";
     std::filesystem::create_hard_link(path_, link);
-    Other linked(link);
+    OtherProcess linked(link);
     linked.begin('w');
     OpenEvent open = event();
     EXPECT_FALSE(nobody_writes());
@@ -281,14 +179,14 @@ TEST_F(OpenWatchTest, OtherWaysToAFile) {
     EXPECT_EQ(event().kind, OpenEvent::Kind::CloseWrite);
     EXPECT_TRUE(nobody_writes_soon());
 
-    Other executing(path_);
+    OtherProcess executing(path_);
     executing.begin('x');
     open = event();
     EXPECT_TRUE(nobody_writes());
     allow(open);
     EXPECT_EQ(executing.result(), '-');
 
-    Other truncating(path_);
+    OtherProcess truncating(path_);
     truncating.begin('t');
     open = event();
     EXPECT_TRUE(nobody_writes());
@@ -297,7 +195,7 @@ TEST_F(OpenWatchTest, OtherWaysToAFile) {
     EXPECT_EQ(truncating.result(), '+');
     EXPECT_EQ(std::filesystem::file_size(path_), 0u);
 
-    Other unseen(path_);
+    OtherProcess unseen(path_);
     EXPECT_EQ(unseen.step('s'), '+');
     EXPECT_EQ(unseen.step('p'), '+');
     EXPECT_TRUE(nothing_happened());
@@ -305,7 +203,7 @@ TEST_F(OpenWatchTest, OtherWaysToAFile) {
 }
 
 TEST_F(OpenWatchTest, AnOpenerKilledWhileHeld) {
-    Other other(path_);
+    OtherProcess other(path_);
     other.begin('w');
     const OpenEvent open = event();
     EXPECT_FALSE(nobody_writes());
@@ -338,7 +236,7 @@ TEST_F(OpenWatchTest, ALeaseThatIsBrokenKillsNobody) {
 
 // What a reader of the group that died leaves: opens that it had read, and one that it had not.
 TEST_F(OpenWatchTest, OrphansOfADeadReader) {
-    Other first(path_), second(path_), third(path_);
+    OtherProcess first(path_), second(path_), third(path_);
     int read_both[2];
     ASSERT_EQ(::pipe2(read_both, O_CLOEXEC), 0);
     first.begin('r');
@@ -381,7 +279,7 @@ TEST_F(OpenWatchTest, OrphansOfADeadReader) {
 }
 
 TEST_F(OpenWatchTest, TheLastDescriptorLetsThrough) {
-    Other other(path_);
+    OtherProcess other(path_);
     other.begin('w');
     EXPECT_EQ(event().kind, OpenEvent::Kind::Open);
     {
@@ -394,7 +292,7 @@ TEST_F(OpenWatchTest, TheLastDescriptorLetsThrough) {
 
 // Who has no descriptor left for an event lets openers wait, and refuses none.
 TEST_F(OpenWatchTest, OutOfDescriptors) {
-    Other first(path_), second(path_);
+    OtherProcess first(path_), second(path_);
     rlimit before{};
     ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &before), 0);
     std::vector<UniqueFd> all;
