@@ -8,7 +8,7 @@
 // Synchronous calls send one request and wait for its answer. submit_* only send, and return the
 // request's tag; reap collects the answers, in the order in which they come. Both mix freely. At
 // most daemon().outstanding_max requests are in flight: a submit beyond that first waits for an
-// answer and keeps it for reap.
+// answer and keeps it for reap. Answers are kept until they are reaped, however many.
 //
 // Memory: needs no alignment. Written bytes are copied at the call, so the caller may change them
 // after it; what a submit_read fills must stay until its completion is reaped. The exception is
