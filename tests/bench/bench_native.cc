@@ -16,6 +16,7 @@
 #include "bench/site.h"
 #include "bench/volume.h"
 #include "bench/writers.h"
+#include "client/client.h"
 #include "device/file_device.h"
 #include "support/command.h"
 
@@ -75,21 +76,24 @@ Figures run_peer(const std::string& image, const std::vector<uint64_t>& position
 Figures run_ours(const std::string& socket, uint64_t file_size, const Load& load) {
     return run_writers(load, [&](unsigned index) -> WriteOnce {
         struct State {
-            DaemonSession session;
+            std::unique_ptr<Client> client;
+            File file;
             Buffer buffer;
             Offsets offsets;
             uint64_t serial;
         };
         auto state =
-            std::make_shared<State>(DaemonSession(socket), Buffer(kUnit),
+            std::make_shared<State>(must(Client::connect(socket)), File{}, Buffer(kUnit),
                                     Offsets(index + 1, file_size, kUnit), uint64_t{index} << 32);
-        state->session.open("/data", wire::kOpenRead | wire::kOpenWrite | wire::kOpenAtomic,
-                            wire::WireEngine::Native);
+        state->file = must(
+            state->client->open("/data", wire::kOpenRead | wire::kOpenWrite | wire::kOpenAtomic,
+                                wire::WireEngine::Native));
         return [state] {
             const uint64_t offset = state->offsets.next();
             stamp(state->buffer.bytes(), offset, ++state->serial);
-            if (state->session.write(offset, state->buffer.bytes()).engine !=
-                wire::WireEngine::Native)
+            if (must(state->client->write(state->file.handle, ByteOffset(offset),
+                                          state->buffer.bytes()))
+                    .engine != wire::WireEngine::Native)
                 throw std::runtime_error("a write was not native");
             return 1;
         };

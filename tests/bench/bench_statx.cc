@@ -12,7 +12,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "base/unique_fd.h"
 #include "bench/daemon.h"
+#include "client/client.h"
 #include "support/command.h"
 #include "support/loop.h"
 
@@ -26,7 +28,7 @@ constexpr double kRatioLimit = 1.2;
 constexpr size_t kRequest = sizeof(wire::RequestHeader) + sizeof(wire::HandleRequest);
 constexpr size_t kReply = sizeof(wire::ReplyHeader) + sizeof(wire::StatxReply);
 
-using Waiting = DaemonSession::Waiting;
+enum class Waiting { Sleep, Spin };
 
 double spin_seconds(Waiting waiting) {
     return waiting == Waiting::Spin ? kSpinSeconds : 0;
@@ -56,6 +58,18 @@ class OnProcessor {
 };
 constexpr int kClient = 0;
 constexpr int kServer = 1;
+
+// The next packet. Spins for so long before it sleeps. Throws at the end of the connection.
+size_t receive_packet(int socket, std::span<std::byte> into, double spin_seconds) {
+    const double end = spin_seconds > 0 ? seconds() + spin_seconds : 0;
+    for (bool sleep = spin_seconds <= 0;;) {
+        const ssize_t n = recv(socket, into.data(), into.size(), sleep ? 0 : MSG_DONTWAIT);
+        if (n > 0) return static_cast<size_t>(n);
+        if (n == 0) throw std::runtime_error("the other side closed the connection");
+        must(errno == EAGAIN || errno == EINTR, "recv");
+        sleep = sleep || seconds() >= end;
+    }
+}
 
 struct Latency {
     double median = 0;
@@ -172,10 +186,13 @@ void measure_waiting(const std::string& directory, const std::string& image, Wai
     }
     for (int round = 0; round < scale.rounds; ++round) {
         if (daemon) {
-            DaemonSession session(daemon->socket(), waiting);
-            session.open("/file", wire::kOpenRead);
+            ClientOptions options;
+            options.arena = Bytes(0);
+            if (waiting == Waiting::Sleep) options.spin_us = {};
+            const auto session = must(Client::connect(daemon->socket(), options));
+            const File file = must(session->open("/file", wire::kOpenRead));
             const OnProcessor client(kClient);
-            ours.add(measure(scale.count, [&] { session.statx(); }));
+            ours.add(measure(scale.count, [&] { must(session->statx(file.handle)); }));
         }
         Echo echo(waiting);
         const OnProcessor client(kClient);

@@ -1,15 +1,13 @@
-// atomic4d as a child process of a benchmark, and as much of a client as a benchmark needs.
+// atomic4d as a child process of a benchmark.
 #pragma once
 
 #include <sys/types.h>
 
 #include <optional>
-#include <span>
 #include <string>
+#include <vector>
 
-#include "base/unique_fd.h"
 #include "bench/bench.h"
-#include "client/wire_format.h"
 
 namespace atomic4::bench {
 
@@ -39,44 +37,5 @@ class Daemon {
     std::string output_;
     pid_t pid_ = -1;
 };
-
-struct Written {
-    wire::WireEngine engine;
-    wire::AckMode ack_mode;
-};
-
-// One connection with one open file, one request at a time. Throws with the daemon's reason.
-class DaemonSession {
-  public:
-    enum class Waiting { Sleep, Spin };
-    // Spin: for 50 us, before sleeping.
-    explicit DaemonSession(const std::string& socket, Waiting waiting = Waiting::Sleep);
-
-    // Mounted targets: fd proves what the caller may do. Owned ones: by the path in the volume.
-    void open(int fd, uint32_t flags, wire::WireEngine engine = wire::WireEngine::Auto);
-    void open(const std::string& path, uint32_t flags,
-              wire::WireEngine engine = wire::WireEngine::Auto);
-    // Inline, or by way of the arena if it is longer than a packet takes.
-    Written write(uint64_t offset, std::span<const std::byte> data);
-    void statx();
-
-  private:
-    // The reply's body, in packet_, until the next exchange.
-    std::span<const std::byte> exchange(wire::Type type, std::span<const std::byte> body,
-                                        std::span<const std::byte> tail, int pass_fd);
-    void send(std::span<const std::byte> body, std::span<const std::byte> tail,
-              std::span<const std::byte> header, int pass_fd);
-    void ensure_arena(uint64_t size);
-
-    UniqueFd socket_;
-    Waiting waiting_;
-    uint64_t handle_ = 0;
-    uint64_t tag_ = 0;
-    std::span<std::byte> arena_;
-    std::vector<std::byte> packet_;
-};
-
-// The next packet. Spins for so long before it sleeps. Throws at the end of the connection.
-size_t receive_packet(int socket, std::span<std::byte> into, double spin_seconds);
 
 }  // namespace atomic4::bench

@@ -8,6 +8,7 @@
 
 #include "bench/daemon.h"
 #include "bench/peers/peer.h"
+#include "client/client.h"
 
 namespace atomic4::bench {
 namespace {
@@ -72,24 +73,27 @@ class Atomic4d final : public MountedPeer {
         std::atomic<uint64_t> all = 0;
         Figures figures = run_writers(load, [&](unsigned index) -> WriteOnce {
             struct State {
-                DaemonSession session;
+                std::unique_ptr<Client> client;
+                File file;
                 Buffer buffer;
                 Offsets offsets;
                 uint64_t serial;
             };
             auto state = std::make_shared<State>(
-                DaemonSession(daemon_->socket()), Buffer(load.unit),
+                must(Client::connect(daemon_->socket())), File{}, Buffer(load.unit),
                 Offsets(index + 1, file_size_, load.unit), uint64_t{index} << 32);
             {
                 // The daemon keeps what it needs: our own descriptor would count as an opener.
                 const UniqueFd fd = open_file(path_, O_RDWR);
-                state->session.open(fd.get(),
-                                    wire::kOpenRead | wire::kOpenWrite | wire::kOpenAtomic);
+                state->file = must(state->client->open(
+                    fd.get(), wire::kOpenRead | wire::kOpenWrite | wire::kOpenAtomic));
             }
             return [&, state] {
                 const uint64_t offset = state->offsets.next();
                 stamp(state->buffer.bytes(), offset, ++state->serial);
-                const auto mode = state->session.write(offset, state->buffer.bytes()).ack_mode;
+                const auto mode = must(state->client->write(state->file.handle, ByteOffset(offset),
+                                                            state->buffer.bytes()))
+                                      .ack_mode;
                 strict += mode == wire::AckMode::Strict ? 1 : 0;
                 ++all;
                 return 1;
