@@ -23,7 +23,7 @@ inline constexpr uint64_t kTiB = kGiB * 1024;
 
 enum class Form {
     Smoke,    // seconds; proves that the benchmark runs, its figures mean nothing
-    Bounded,  // all benchmarks together under 90 s
+    Bounded,  // all of run.sh together about 2 minutes
     Long,
 };
 
