@@ -304,7 +304,7 @@ Result<WriteOutcome> AtomicWriter::write(const WriteRange& range, Engine engine)
 
 Result<> AtomicWriter::write_batch(std::span<const WriteRange> ranges) {
     A4_CHECK(usable());
-    std::vector<BatchPart> parts;
+    std::vector<RequestedRange> parts;
     for (const WriteRange& range : ranges)
         parts.push_back({range.inode, range.offset, Bytes(range.data.size())});
     A4_CHECK(check_batch(parts, volume().block_size(),

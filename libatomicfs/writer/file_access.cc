@@ -23,16 +23,16 @@ std::string name_of(pid_t pid) {
 
 FileAccess::~FileAccess() {
     *alive_ = false;
-    if (around_.watch == nullptr) return;
-    for (const Held& opener : waiting_) (void)around_.watch->allow(opener.token).has_value();
-    if (watched_) (void)around_.watch->unwatch(read_only()).has_value();
+    if (around_.openers == nullptr) return;
+    for (const Held& opener : waiting_) (void)around_.openers->allow(opener.token).has_value();
+    if (watched_) (void)around_.openers->unwatch(read_only()).has_value();
 }
 
 void FileAccess::start(std::function<void(Result<>)> done) {
     ready_calls_.push_back(std::move(done));
-    if (around_.watch != nullptr) {
+    if (around_.openers != nullptr) {
         // Marked before the probe: nobody slips in between.
-        if (auto marked = around_.watch->watch(read_only()); marked)
+        if (auto marked = around_.openers->watch(read_only()); marked)
             watched_ = true;
         else
             around_.why_no_watch = marked.error().message;
@@ -67,7 +67,7 @@ void FileAccess::give_up() {
     unknown_writers_ = true;
     around_.why_no_watch = "the log is in doubt";
     let_go();
-    (void)around_.watch->unwatch(read_only()).has_value();
+    (void)around_.openers->unwatch(read_only()).has_value();
     watched_ = false;
 }
 
@@ -166,7 +166,7 @@ void FileAccess::probe() {
 void FileAccess::let_go() {
     std::vector<Held> waiting;
     waiting.swap(waiting_);
-    for (const Held& opener : waiting) (void)around_.watch->allow(opener.token).has_value();
+    for (const Held& opener : waiting) (void)around_.openers->allow(opener.token).has_value();
 }
 
 void FileAccess::reopen() {

@@ -30,7 +30,7 @@
 #include <vector>
 
 #include "writer/helper_thread.h"
-#include "writer/open_watch.h"
+#include "writer/openers.h"
 #include "writer/target.h"
 
 namespace atomic4 {
@@ -40,7 +40,7 @@ class FileAccess {
     struct Surroundings {
         EventLoop& loop;
         HelperThread& helper;
-        OpenWatch* watch = nullptr;  // null: none, and why
+        Openers* openers = nullptr;  // null: none, and why
         std::string why_no_watch;
         // New writes may begin again, or can't ever.
         std::function<void()> wake;

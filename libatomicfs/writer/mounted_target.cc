@@ -116,21 +116,9 @@ Result<std::unique_ptr<MountedTarget>> MountedTarget::open(EventLoop& loop,
 Result<> MountedTarget::start(const LogContents& contents, Options options) {
     engine_ = options.engine;
     helper_ = A4_TRY(HelperThread::start(loop_));
-    if (!options.watch) {
-        why_no_watch_ = "switched off";
-    } else {
-        const bool inherited = static_cast<bool>(options.watch_group);
-        auto group =
-            inherited ? Result<UniqueFd>(std::move(options.watch_group)) : OpenWatch::new_group();
-        if (group) {
-            watch_ = std::make_unique<OpenWatch>(std::move(*group));
-            // Those that a predecessor had not answered: what was live is replayed by now.
-            if (inherited) A4_CHECK(watch_->answer_orphans());
-            watch_poll_ = loop_.poll(watch_->fd(), POLLIN, [this](int) { watch_ready(); });
-        } else {
-            why_no_watch_ = group.error().message;
-        }
-    }
+    openers_ = std::move(options.openers);
+    why_no_watch_ = std::move(options.why_no_openers);
+    if (openers_) watch_poll_ = loop_.poll(openers_->fd(), POLLIN, [this](int) { watch_ready(); });
     const MountStamp stamp = A4_TRY(volume_->stamp());
     auto log = A4_TRY(RedoLog::begin(volume_->log(), contents, {stamp.mtime, stamp.count}));
     log_fd_ = volume_->log().fd();
@@ -148,12 +136,12 @@ MountedTarget::~MountedTarget() {
 // --- files ---
 
 void MountedTarget::watch_ready() {
-    const auto drained = watch_->drain([this](const OpenEvent& event) {
+    const auto drained = openers_->drain([this](const OpenEvent& event) {
         const auto found = files_.find(static_cast<uint32_t>(event.inode));
         switch (event.kind) {
             case OpenEvent::Kind::Open:
                 if (found == files_.end())
-                    (void)watch_->allow(event.token).has_value();
+                    (void)openers_->allow(event.token).has_value();
                 else
                     found->second->access.opened(event.pid, event.token);
                 break;
@@ -191,7 +179,7 @@ void MountedTarget::open_file(UniqueFd descriptor, pid_t peer, bool cooperative,
         FileAccess::Surroundings around{
             loop_,
             *helper_,
-            watch_.get(),
+            openers_.get(),
             why_no_watch_,
             [this] { schedule_pump(); },
             [this](std::function<void(Result<>)> call) { commit_->when_retired(std::move(call)); }};
@@ -269,7 +257,7 @@ Result<std::unique_ptr<MountedTarget::Pending>> MountedTarget::admit(std::unique
         pending->ranges.push_back({range.file->inode, range.offset, Bytes(range.data.size())});
 
     if (write.kind == WriteOp::Kind::Batch) {
-        std::vector<BatchPart> parts;
+        std::vector<RequestedRange> parts;
         for (const HeldRange& range : pending->ranges)
             parts.push_back({range.inode, range.offset, range.length});
         if (auto good = check_batch(parts, block_size(), batch_max()); !good)
@@ -368,7 +356,9 @@ void MountedTarget::pump() {
         ++it;
     }
     if (!plan.items.empty()) {
-        if (on_group) on_group(plan.items.size());
+        if (on_group)
+            on_group(plan.items.size(),
+                     record_header_length(plan.parts) + record_padded(plan.payload));
         commit_->begin(std::move(plan.items));
     }
     settle();

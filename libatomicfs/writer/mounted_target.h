@@ -34,10 +34,9 @@ class SharedFile;
 class MountedTarget final : public Target, private GroupCommit::Placer {
   public:
     struct Options {
-        Engine engine = Engine::Auto;  // what files get that don't ask for one
-        bool watch = true;             // false: every file is strict
-        // A fanotify group that outlives this process; none: a new one.
-        UniqueFd watch_group;
+        Engine engine = Engine::Auto;      // what files get that don't ask for one
+        std::unique_ptr<Openers> openers;  // null: every file is strict
+        std::string why_no_openers;
     };
     // contents: of the volume's log, without live records (mounted_replay.h). Begins a session.
     static Result<std::unique_ptr<MountedTarget>> open(EventLoop& loop,
@@ -114,7 +113,7 @@ class MountedTarget final : public Target, private GroupCommit::Placer {
     EventLoop& loop_;
     std::unique_ptr<MountedVolume> volume_;
     std::unique_ptr<HelperThread> helper_;
-    std::unique_ptr<OpenWatch> watch_;
+    std::unique_ptr<Openers> openers_;
     std::string why_no_watch_;
     EventLoop::PollId watch_poll_ = 0;
     Engine engine_ = Engine::Auto;

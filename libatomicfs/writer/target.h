@@ -117,8 +117,8 @@ class Target {
     virtual Bytes block_size() const = 0;
     virtual Bytes batch_max() const = 0;  // payload bytes of one batch
     virtual TargetCounts counts() const = 0;
-    // How many writes each group (log record) carried: called for each.
-    std::function<void(size_t)> on_group;
+    // For each group: how many requests its record carries, and its length in the log.
+    std::function<void(size_t requests, Bytes record)> on_group;
     // Requests are under way whose end a device decides: spinning for clients would only cost.
     virtual bool device_busy() const = 0;
 };

@@ -42,7 +42,7 @@ Result<> check_request(ByteOffset offset, Bytes length, Bytes unit_min, Bytes un
     return {};
 }
 
-Result<> check_batch(std::span<const BatchPart> parts, Bytes block_size, Bytes max) {
+Result<> check_batch(std::span<const RequestedRange> parts, Bytes block_size, Bytes max) {
     if (parts.empty()) return fail(EINVAL, "a batch without ranges");
     const uint64_t block = block_size.value();
     std::map<std::pair<uint64_t, uint64_t>, std::pair<uint64_t, size_t>> seen;

@@ -20,12 +20,12 @@ Result<> check_request(ByteOffset offset, Bytes length, Bytes unit_min, Bytes un
 
 // The ranges of a batch. EINVAL: none, no block multiples, an offset too large, two that overlap;
 // EMSGSIZE: more than max bytes.
-struct BatchPart {
+struct RequestedRange {
     uint64_t inode = 0;
     ByteOffset offset;
     Bytes length;
 };
-Result<> check_batch(std::span<const BatchPart> parts, Bytes block_size, Bytes max);
+Result<> check_batch(std::span<const RequestedRange> parts, Bytes block_size, Bytes max);
 
 // Whether a file takes our writes at all (ext4/file_rules.h has the rule and its errors).
 Result<> check_file(Volume& volume, const FileState& file);

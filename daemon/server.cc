@@ -1,0 +1,195 @@
+#include "daemon/server.h"
+
+#include <fcntl.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <nlohmann/json.hpp>
+
+#include "client/message.h"
+#include "daemon/prometheus.h"
+
+namespace atomic4 {
+namespace {
+
+using namespace std::chrono_literals;
+
+std::string uuid_text(const std::array<uint8_t, 16>& uuid) {
+    std::string text;
+    for (size_t i = 0; i < uuid.size(); ++i)
+        text += fmt::format("{}{:02x}", i == 4 || i == 6 || i == 8 || i == 10 ? "-" : "", uuid[i]);
+    return text;
+}
+
+}  // namespace
+
+Server::Server(EventLoop& loop, VolumeService& volume, UniqueFd listener, UniqueFd signals,
+               ServerOptions options)
+    : loop_(loop),
+      volume_(volume),
+      listener_(std::move(listener)),
+      signals_(std::move(signals)),
+      options_(std::move(options)) {
+    volume_.target().on_group = [this](size_t requests, Bytes record) {
+        stats_.group(requests, record);
+    };
+}
+
+Result<> Server::run() {
+    loop_.set_spin(options_.spin);
+    loop_.poll(signals_.get(), POLLIN, [this](int) { signalled(); });
+    accept();
+    schedule_stats_file();
+    while (!stopped_) {
+        // A client that was just answered usually asks again at once. While a device works, its
+        // interrupt ends the wait anyway, and the processor is better left to others.
+        loop_.spin_now(!sessions_.empty() && !volume_.target().device_busy());
+        A4_CHECK(loop_.run_once());
+        gone_.clear();
+        if (const std::string* why = volume_.target().poisoned();
+            why != nullptr && !said_poisoned_) {
+            said_poisoned_ = true;
+            options_.warn(
+                fmt::format("writes are refused from now on: {}: in doubt until a "
+                            "restart has recovered",
+                            *why));
+        }
+    }
+    write_stats_file();
+    return std::move(*stopped_);
+}
+
+// --- clients ---
+
+void Server::accept() {
+    loop_.accept(listener_.get(), [this](int result) { accepted(result); });
+}
+
+void Server::accepted(int result) {
+    if (stopping_) {
+        const UniqueFd unwanted(result);
+        return;
+    }
+    if (result < 0) {
+        // Out of descriptors or memory: in a while there may be some again.
+        if (result != -ECONNABORTED && result != -EAGAIN && result != -EINTR) {
+            options_.warn(
+                fmt::format("accepting clients: {}", Error::from_errno(-result, "accept").message));
+            loop_.after(100ms, [this](int) {
+                if (!stopping_) accept();
+            });
+            return;
+        }
+        return accept();
+    }
+    UniqueFd socket(result);
+    if (sessions_.size() >= options_.clients_max) {
+        options_.warn(
+            fmt::format("a client is turned away: there are {} already", sessions_.size()));
+        return accept();
+    }
+    auto peer = peer_of(socket.get());
+    if (!peer) {
+        options_.warn(fmt::format("a client is turned away: {}", peer.error().message));
+        return accept();
+    }
+    Session::Around around{loop_,
+                           volume_,
+                           stats_,
+                           [this](wire::StatsFormat format) { return stats_text(format); },
+                           [this](const std::string& what) { options_.warn("refused: " + what); },
+                           [this](const Session* session) {
+                               const auto found = sessions_.find(session);
+                               if (found == sessions_.end()) return;
+                               gone_.push_back(std::move(found->second));
+                               sessions_.erase(found);
+                               if (stopping_) finish_stop();
+                           }};
+    auto session =
+        std::make_shared<Session>(std::move(around), std::move(socket), std::move(*peer));
+    sessions_.emplace(session.get(), session);
+    session->start();
+    accept();
+}
+
+// --- reports ---
+
+Snapshot Server::snapshot() {
+    const TargetCounts counts = volume_.target().counts();
+    stats_.rwf_atomic(counts.atomic_submissions - reported_.atomic_submissions);
+    stats_.retired(counts.retirements - reported_.retirements);
+    reported_ = counts;
+    Snapshot now;
+    now.target = options_.target_name;
+    now.uuid = uuid_text(volume_.uuid());
+    now.engine = to_text(options_.engine);
+    now.clients = sessions_.size();
+    for (const auto& [key, session] : sessions_) now.open_handles += session->handles();
+    now.files_strict = counts.files_strict;
+    now.files_exclusive = counts.files_exclusive;
+    now.log_used = counts.log_used;
+    now.log_capacity = counts.log_capacity;
+    now.live_records = counts.live_records;
+    now.poisoned = volume_.target().poisoned() != nullptr;
+    return now;
+}
+
+std::string Server::stats_text(wire::StatsFormat format) {
+    const Snapshot now = snapshot();
+    return format == wire::StatsFormat::Json ? stats_.to_json(now).dump(2) + "\n"
+                                             : stats_.to_prometheus(now);
+}
+
+void Server::write_stats_file() {
+    if (options_.stats_file.empty()) return;
+    const auto written =
+        write_text_file(options_.stats_file, stats_text(wire::StatsFormat::Prometheus));
+    // Once: it may be so for long.
+    if (!written && !stats_failed_) options_.warn(written.error().message);
+    stats_failed_ = !written;
+}
+
+void Server::schedule_stats_file() {
+    if (options_.stats_file.empty()) return;
+    write_stats_file();
+    loop_.after(options_.stats_interval, [this](int) {
+        if (!stopping_) schedule_stats_file();
+    });
+}
+
+// --- the end ---
+
+void Server::signalled() {
+    signalfd_siginfo info{};
+    while (::read(signals_.get(), &info, sizeof info) == sizeof info) {
+        if (info.ssi_signo == SIGTERM || info.ssi_signo == SIGINT)
+            begin_stop();
+        else
+            write_stats_file();
+    }
+}
+
+void Server::begin_stop() {
+    if (stopping_) return;
+    stopping_ = true;
+    options_.info("stopping: finishing what has begun");
+
+    loop_.after(kStopTime, [this](int) {
+        if (!stopped_)
+            stopped_ = fail(ETIMEDOUT,
+                            "not everything could be finished in time; the log keeps "
+                            "what the next start needs");
+    });
+    // Requests that can't finish soon (a frozen volume) must not hold up the rest.
+    const auto sessions = sessions_;
+    for (const auto& [key, session] : sessions) session->end();
+    if (sessions_.empty()) finish_stop();
+}
+
+void Server::finish_stop() {
+    if (!sessions_.empty() || stopped_) return;
+    volume_.target().stop([this](Result<> done) { stopped_ = std::move(done); });
+}
+
+}  // namespace atomic4

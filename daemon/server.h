@@ -1,0 +1,69 @@
+// The daemon's loop: accepts clients, runs their sessions, reports, and ends in an orderly way.
+//
+// A bad client costs itself: its session ends. When descriptors run out, accepting pauses and goes
+// on by itself. SIGTERM and SIGINT: no new clients and requests; what runs is finished, everything
+// is retired, and run() returns, within kStopTime. A stuck device can prevent that: then it gives
+// up and says so, and the log keeps what is needed.
+//
+// Threads: one.
+#pragma once
+
+#include <chrono>
+#include <map>
+#include <memory>
+#include <string>
+
+#include "daemon/session.h"
+
+namespace atomic4 {
+
+struct ServerOptions {
+    std::string target_name;  // as the user called it
+    std::string stats_file;   // Prometheus text; empty: none
+    std::chrono::seconds stats_interval{10};
+    std::chrono::microseconds spin{50};
+    Engine engine = Engine::Auto;
+    size_t clients_max = 4096;
+    std::function<void(const std::string&)> info;
+    std::function<void(const std::string&)> warn;
+};
+
+class Server {
+  public:
+    static constexpr std::chrono::seconds kStopTime{5};
+
+    // listener: bound and listening. signals: a signalfd with SIGTERM, SIGINT and SIGHUP.
+    Server(EventLoop& loop, VolumeService& volume, UniqueFd listener, UniqueFd signals,
+           ServerOptions options);
+
+    // Until a signal ends it. An error: the volume is in doubt or the loop is broken; a restart
+    // recovers.
+    Result<> run();
+
+  private:
+    void accept();
+    void accepted(int result);
+    void signalled();
+    void write_stats_file();
+    void schedule_stats_file();
+    Snapshot snapshot();
+    std::string stats_text(wire::StatsFormat format);
+    void begin_stop();
+    void finish_stop();
+
+    EventLoop& loop_;
+    VolumeService& volume_;
+    UniqueFd listener_;
+    UniqueFd signals_;
+    ServerOptions options_;
+    Stats stats_;
+    TargetCounts reported_;  // what stats_ has been told of the target's counts
+    std::map<const Session*, std::shared_ptr<Session>> sessions_;
+    std::vector<std::shared_ptr<Session>> gone_;
+    bool stopping_ = false;
+    bool stats_failed_ = false;
+    bool said_poisoned_ = false;
+    std::optional<Result<>> stopped_;
+};
+
+}  // namespace atomic4

@@ -1,0 +1,68 @@
+#include "daemon/socket.h"
+
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <cstring>
+
+namespace atomic4 {
+namespace {
+
+UniqueFd new_socket(int flags) {
+    return UniqueFd(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | flags, 0));
+}
+
+// Nobody answers there: it may go.
+Result<> remove_stale(const std::string& path, const sockaddr_un& address) {
+    struct stat st{};
+    if (::lstat(path.c_str(), &st) != 0) {
+        if (errno == ENOENT) return {};
+        return fail(Error::from_errno(errno, path));
+    }
+    if (!S_ISSOCK(st.st_mode))
+        return fail(EEXIST, "{}: exists and is no socket: choose another --socket", path);
+    const UniqueFd probe = new_socket(SOCK_NONBLOCK);
+    if (!probe) return fail(Error::from_errno(errno, "socket"));
+    const int connected =
+        ::connect(probe.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address);
+    // A full queue answers EAGAIN: somebody is there.
+    if (connected == 0 || (errno != ECONNREFUSED && errno != ENOENT)) {
+        return fail(EADDRINUSE, "{}: another daemon listens there", path);
+    }
+    if (::unlink(path.c_str()) != 0 && errno != ENOENT) return fail(Error::from_errno(errno, path));
+    return {};
+}
+
+}  // namespace
+
+std::string default_socket_path(const std::array<uint8_t, 16>& uuid) {
+    std::string name;
+    for (size_t i = 0; i < uuid.size(); ++i)
+        name += fmt::format("{}{:02x}", i == 4 || i == 6 || i == 8 || i == 10 ? "-" : "", uuid[i]);
+    return fmt::format("{}/{}.sock", kRunDirectory, name);
+}
+
+Result<UniqueFd> bind_socket(const std::string& path) {
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    if (path.empty() || path.size() >= sizeof address.sun_path)
+        return fail(ENAMETOOLONG, "{}: a socket's path has at most {} bytes", path,
+                    sizeof address.sun_path - 1);
+    std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
+    if (path.rfind(std::string(kRunDirectory) + "/", 0) == 0) ::mkdir(kRunDirectory, 0755);
+    A4_CHECK(remove_stale(path, address));
+    UniqueFd socket = new_socket(0);
+    if (!socket) return fail(Error::from_errno(errno, "socket"));
+    // Never, even for a moment, open to more than owner and group.
+    const mode_t before = ::umask(0117);
+    const int bound =
+        ::bind(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address);
+    const int code = errno;
+    ::umask(before);
+    if (bound != 0) return fail(Error::from_errno(code, path));
+    return socket;
+}
+
+}  // namespace atomic4
