@@ -32,6 +32,7 @@ class OtherProcess {
         return result();
     }
     bool answered() const { return readable(answers_.get(), 0); }
+    int answers() const { return answers_.get(); }  // to poll
     void kill();
     pid_t pid() const { return pid_; }
 
