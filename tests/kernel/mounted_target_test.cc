@@ -356,25 +356,6 @@ TEST_P(MountedTargetTest, AnEarlierWriterIsFound) {
     stop();
 }
 
-TEST_P(MountedTargetTest, AClientThatKeepsItsDescriptorAndDeclares) {
-    serve(volume_with_file());
-    const FileRef file = must_open();
-    EXPECT_EQ(limits(file).ack, Ack::Exclusive);
-    OtherProcess client(path());
-    EXPECT_EQ(other_step(client, 'w'), '+');
-    EXPECT_EQ(limits(file).ack, Ack::Strict);
-    // Its descriptor arrives with its declaration.
-    auto descriptor = std::make_shared<UniqueFd>(
-        ::open(fmt::format("/proc/{}/fd/{}", client.pid(), 0).c_str(), O_RDONLY | O_CLOEXEC));
-    const UniqueFd mine(::open(path("other").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644));
-    const auto again = driver_->wait<FileRef>([&](auto done) {
-        target_->open_file(UniqueFd(::fcntl(static_cast<int>(-1), F_GETFD)), client.pid(), true,
-                           std::move(done));
-    });
-    EXPECT_EQ(again.error().code, EBADF);
-    stop();
-}
-
 TEST_P(MountedTargetTest, WithoutAWatchEveryFileIsStrict) {
     serve(volume_with_file(), false);
     const FileRef file = must_open();
