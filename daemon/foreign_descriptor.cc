@@ -38,7 +38,7 @@ void close_foreign(UniqueFd fd, uid_t user) {
     const int number = fd.release();
     try {
         std::thread([number, user] { finish(UniqueFd(number), user); }).detach();
-    } catch (const std::system_error&) {
+    } catch (const std::system_error&) {  // NOLINT(bugprone-empty-catch)
         // No thread to be had: it stays open, and counted, rather than hold up the caller.
     }
 }

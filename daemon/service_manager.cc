@@ -11,7 +11,7 @@ namespace atomic4 {
 
 namespace {
 
-Result<> notify(std::string message) {
+Result<> notify(const std::string& message) {
     const int code = ::sd_notify(0, message.c_str());
     // 0: nobody wants to know.
     if (code < 0) return fail(Error::from_errno(-code, "telling the service manager"));
