@@ -173,6 +173,13 @@ TEST(Message, LengthFlagsAndDescriptorsOfEveryType) {
             set_length(cut);
             EXPECT_EQ(check(cut), EINVAL) << size;
         }
+        for (const size_t length :
+             {size_t{0}, sample.packet.size() - 1, sample.packet.size() + 1}) {
+            Packet wrong = sample.packet;
+            const le32 field = static_cast<uint32_t>(length);
+            std::memcpy(wrong.data() + offsetof(RequestHeader, length), &field, sizeof field);
+            EXPECT_EQ(check(wrong), EINVAL);
+        }
         Packet longer = sample.packet;
         longer.push_back(std::byte{0});
         EXPECT_EQ(check(longer), EINVAL);
@@ -263,6 +270,7 @@ TEST(Message, OpenOnMountedVolume) {
     request.reserved = 1;
     EXPECT_EQ(refusal(Type::Open, request, mounted(), 1), EINVAL);
     EXPECT_EQ(refusal(Type::Open, open_request(2), mounted(), 1, bytes_of("/f")), EINVAL);
+    EXPECT_EQ(refusal(Type::Open, open_request(2), mounted(), 1), EINVAL);
     const auto open =
         must_decode<Open>(request_packet(Type::Open, 1, bytes_of(open_request())), mounted(), 1);
     EXPECT_EQ(open.flags, kOpenRead | kOpenWrite);
