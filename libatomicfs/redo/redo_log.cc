@@ -315,6 +315,8 @@ std::optional<RedoLog::LogWrite> RedoLog::stage_retired() {
     if (storing_ || poisoned() || closed_) return std::nullopt;
     if (slot_retired_[in_force_] == noted_retired_ && slot_retired_[slot] == noted_retired_)
         return std::nullopt;
+    const auto buffer = superblock_buffer_.get(Bytes(kLogBlock));
+    if (!buffer) return std::nullopt;  // no memory: later
     LogState state = state_;
     uint64_t tail = front_.value();
     for (const Entry& entry : entries_) {
@@ -328,8 +330,9 @@ std::optional<RedoLog::LogWrite> RedoLog::stage_retired() {
     ++state.update;
     state_ = state;
     storing_ = true;
-    raw_superblock_ = encode_superblock(state_);
-    return LogWrite{kSuperblockPosition[slot], std::as_bytes(std::span(&raw_superblock_, 1))};
+    const LogSuperblock raw = encode_superblock(state_);
+    std::memcpy(buffer->data(), &raw, sizeof raw);
+    return LogWrite{kSuperblockPosition[slot], *buffer};
 }
 
 Result<> RedoLog::finish_retired(Result<> written) {

@@ -146,7 +146,7 @@ class RedoLog {
     LogState state_;                                       // as the superblock in force has it
     size_t in_force_;                                      // the slot of the newer one
     std::array<uint64_t, kSuperblockSlots> slot_retired_;  // as each has it
-    LogSuperblock raw_superblock_{};                       // being written
+
     ByteOffset head_;
     ByteOffset front_;  // where the oldest of entries_ stands
     uint64_t next_sequence_;
@@ -159,6 +159,7 @@ class RedoLog {
     std::vector<Entry> staged_;  // being written
     std::array<LogBuffer, 2> buffers_;
     LogBuffer pad_buffer_;
+    LogBuffer superblock_buffer_;
     size_t turn_ = 0;
     bool closed_ = false;
     bool storing_ = false;

@@ -23,9 +23,7 @@ std::string name_of(pid_t pid) {
 
 FileAccess::~FileAccess() {
     *alive_ = false;
-    if (around_.openers == nullptr) return;
-    for (const Held& opener : waiting_) (void)around_.openers->allow(opener.token).has_value();
-    if (watched_) (void)around_.openers->unwatch(read_only()).has_value();
+    give_up({});
 }
 
 void FileAccess::start(std::function<void(Result<>)> done) {
@@ -61,11 +59,11 @@ std::string FileAccess::why_strict() const {
     return "somebody has it open for writing";
 }
 
-void FileAccess::give_up() {
+void FileAccess::give_up(const std::string& why) {
     if (!watched_) return;
     strict_ = true;
     unknown_writers_ = true;
-    around_.why_no_watch = "the log is in doubt";
+    around_.why_no_watch = why;
     let_go();
     (void)around_.openers->unwatch(read_only()).has_value();
     watched_ = false;

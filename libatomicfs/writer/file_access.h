@@ -76,8 +76,9 @@ class FileAccess {
     void events_lost();
     // This process writes the file only through us.
     void declare(pid_t pid);
-    // In doubt: openers are let through, now and later.
-    void give_up();
+    // Openers are let through, now and later: the log is in doubt, or nothing is live any more and
+    // the surroundings are about to go.
+    void give_up(const std::string& why);
     // Calls when the file is ready: at once, if it is.
     void when_ready(std::function<void(Result<>)> call);
 

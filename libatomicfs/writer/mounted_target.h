@@ -75,8 +75,7 @@ class MountedTarget final : public Target, private GroupCommit::Placer {
     struct Pending;
     using SharedRef = std::shared_ptr<SharedFile>;
 
-    MountedTarget(EventLoop& loop, std::unique_ptr<MountedVolume> volume)
-        : loop_(loop), volume_(std::move(volume)) {}
+    MountedTarget(EventLoop& loop, std::unique_ptr<MountedVolume> volume);
     Result<> start(const LogContents& contents, Options options);
     void watch_ready();
 

@@ -19,9 +19,9 @@ constexpr uint64_t kKiB = 1024;
 constexpr uint64_t kMiB = 1024 * kKiB;
 constexpr uint64_t kFileSize = 16 * kMiB;
 
-Image volume_with_file(const std::vector<std::string>& arguments = {}) {
+Image volume_with_file(const std::vector<std::string>& arguments = {"-b", "4096"}) {
     EnableOptions options;
-    options.log_size = Bytes(16400 * kKiB);  // takes units of 4 MiB
+    options.log_size = Bytes(16448 * kKiB);  // takes units of 4 MiB
     Image image = make_atomic4(96 * kMiB, arguments, options);
     auto opened = open_for_writing(std::make_unique<ImageDevice>(image)).value();
     NewFile file;
@@ -38,6 +38,7 @@ class MountedTargetTest : public ::testing::TestWithParam<EventLoop::Backend> {
     }
     void TearDown() override {
         target_.reset();
+        opener_.reset();
         loop_.reset();
     }
     void serve(const Image& image, bool watch = true) {
@@ -62,17 +63,32 @@ class MountedTargetTest : public ::testing::TestWithParam<EventLoop::Backend> {
         ASSERT_TRUE(target) << target.error().message;
         target_ = std::move(*target);
         driver_.emplace(*loop_, *target_);
+        opener_ = HelperThread::start(*loop_).value();
+    }
+    // By another thread: the loop's own would wait for itself.
+    UniqueFd open_file(const std::string& name, int flags) {
+        std::optional<int> result;
+        opener_->run(
+            [where = path(name), flags] {
+                const int fd = ::open(where.c_str(), flags | O_CLOEXEC, 0644);
+                return fd < 0 ? -errno : fd;
+            },
+            [&](int fd) { result = fd; });
+        driver_->run_until([&] { return result.has_value(); });
+        if (*result < 0) errno = -*result;
+        return UniqueFd(*result < 0 ? -1 : *result);
     }
     void stop() {
         const auto stopped = driver_->stop();
         EXPECT_TRUE(stopped) << stopped.error().message;
         target_.reset();
+        opener_.reset();
         loop_.reset();
     }
     std::string path(const std::string& name = "data") const { return image_->file(name); }
 
     Result<FileRef> open(const std::string& name = "data", int flags = O_RDWR | O_CREAT) {
-        UniqueFd fd(::open(path(name).c_str(), flags | O_CLOEXEC, 0644));
+        UniqueFd fd = open_file(name, flags);
         if (!fd) return fail(Error::from_errno(errno, name));
         return open(std::move(fd));
     }
@@ -92,7 +108,7 @@ class MountedTargetTest : public ::testing::TestWithParam<EventLoop::Backend> {
 
     std::vector<std::byte> on_disk(const std::string& name, uint64_t offset, uint64_t length) {
         std::vector<std::byte> bytes(length);
-        const UniqueFd fd(::open(path(name).c_str(), O_RDONLY | O_CLOEXEC));
+        const UniqueFd fd = open_file(name, O_RDONLY);
         const ssize_t n = ::pread(fd.get(), bytes.data(), length, static_cast<off_t>(offset));
         bytes.resize(static_cast<size_t>(std::max<ssize_t>(n, 0)));
         return bytes;
@@ -111,15 +127,16 @@ class MountedTargetTest : public ::testing::TestWithParam<EventLoop::Backend> {
     std::optional<MountedImage> image_;
     std::unique_ptr<EventLoop> loop_;
     std::unique_ptr<MountedTarget> target_;
+    std::unique_ptr<HelperThread> opener_;
     std::optional<TargetDriver> driver_;
     std::mt19937_64 random_{42};
 };
 
 TEST_P(MountedTargetTest, EveryUnitOverEveryKindOfRange) {
     serve(volume_with_file());
-    const FileRef file = must_open();
-    const FileRef sparse = must_open("sparse");
-    EXPECT_EQ(limits(file).unit_max_logged, Bytes(4 * kMiB));
+    FileRef file = must_open();
+    FileRef sparse = must_open("sparse");
+    ASSERT_EQ(limits(file).unit_max_logged, Bytes(4 * kMiB));
     EXPECT_EQ(limits(file).unit, Bytes(16 * kKiB));
     EXPECT_TRUE(limits(file).atomic);
     EXPECT_FALSE(limits(sparse).atomic);
@@ -146,10 +163,11 @@ TEST_P(MountedTargetTest, EveryUnitOverEveryKindOfRange) {
         EXPECT_EQ(on_disk(name, 3 * unit, 2 * unit), bytes);
         target_->close(fresh);
         // Unwritten and mixed.
-        const UniqueFd fd(::open(path("sparse").c_str(), O_RDWR | O_CLOEXEC));
+        const UniqueFd fd = open_file("sparse", O_RDWR);
         ASSERT_EQ(::ftruncate(fd.get(), 0), 0);
         ASSERT_EQ(::fallocate(fd.get(), 0, 0, static_cast<off_t>(2 * unit)), 0);
-        ASSERT_TRUE(driver_->write(sparse, unit, bytes));
+        const auto unwritten = driver_->write(sparse, unit, bytes);
+        ASSERT_TRUE(unwritten) << unwritten.error().message;
         EXPECT_EQ(on_disk("sparse", unit, unit), bytes);
         if (unit >= 16 * kKiB) {
             ASSERT_EQ(::fallocate(fd.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 4096, 4096),
@@ -160,6 +178,8 @@ TEST_P(MountedTargetTest, EveryUnitOverEveryKindOfRange) {
         }
     }
     stop();
+    file.reset();
+    sparse.reset();
     image_->unmount();
     EXPECT_EQ(fsck_complaints(image_->load()), "");
 }
@@ -440,12 +460,11 @@ TEST_P(MountedTargetTest, PlainWritesAndReads) {
 // fsx-like, against memory: atomic and plain writes, batches, reads, truncations.
 TEST_P(MountedTargetTest, RandomOperationsAgreeWithAModel) {
     serve(volume_with_file());
-    const FileRef file = must_open();
+    FileRef file = must_open();
     std::vector<std::byte> model(kFileSize);
     const auto below = [&](uint64_t n) { return random_() % n; };
     std::vector<std::shared_ptr<std::optional<Result<WriteDone>>>> running;
     std::deque<std::vector<std::byte>> memory;
-    const UniqueFd own(::open(path().c_str(), O_RDONLY | O_CLOEXEC));
     for (int i = 0; i < 10000; ++i) {
         if (running.size() > 32 || below(50) == 0) {
             for (const auto& one : running) {
@@ -515,6 +534,8 @@ TEST_P(MountedTargetTest, RandomOperationsAgreeWithAModel) {
     for (const auto& one : running) ASSERT_TRUE(driver_->finish(one));
     EXPECT_TRUE(on_disk("data", 0, model.size() + 1) == model);
     stop();
+    file.reset();
+    running.clear();
     image_->unmount();
     EXPECT_EQ(fsck_complaints(image_->load()), "");
 }

@@ -1,0 +1,61 @@
+// What waits in a mounted target's queue or runs: shared by mounted_target.cc and mounted_io.cc.
+#pragma once
+
+#include <cstdlib>
+
+#include "writer/mounted_target.h"
+#include "writer/shared_file.h"
+
+namespace atomic4 {
+
+struct FreeMemory {
+    void operator()(std::byte* memory) const { std::free(memory); }
+};
+using AlignedMemory = std::unique_ptr<std::byte, FreeMemory>;
+
+inline SharedFile& shared(const FileRef& file) {
+    return static_cast<SharedFile&>(*file);
+}
+
+// Something that waits in the queue, or runs.
+struct MountedTarget::Pending {
+    enum class Kind { Logged, Native, Plain, Read };
+    Kind kind = Kind::Logged;
+    std::unique_ptr<WriteOp> op;  // not of a read
+    std::vector<HeldRange> ranges;
+    std::vector<Bytes> new_sizes;  // of a logged one, once prepared; 0: unchanged
+    bool prepared = false;
+    bool retiring = false;  // waits for live records of its range
+    bool forced = false;    // native or nothing
+    // A read.
+    FileRef file;
+    std::span<std::byte> into;
+    std::function<void(Result<Bytes>)> read_done;
+    AlignedMemory bounce;
+
+    RangeOrder::Use use() const {
+        return kind == Kind::Read ? RangeOrder::Use::Read : RangeOrder::Use::Write;
+    }
+    template <class Visit>
+    void each_file(Visit visit) const {
+        if (kind == Kind::Read) return visit(file);
+        for (const WriteOp::Range& range : op->ranges) visit(range.file);
+    }
+    void fail_with(const Error& error) {
+        if (kind == Kind::Read) {
+            if (read_done) read_done(fail(Error(error)));
+        } else if (op->done) {
+            op->done(fail(Error(error)));
+        }
+    }
+};
+
+// The group that the pump is putting together.
+struct GroupPlan {
+    std::vector<GroupCommit::Item> items;
+    size_t parts = 0;
+    Bytes payload;
+    bool full = false;
+};
+
+}  // namespace atomic4
