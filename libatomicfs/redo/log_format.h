@@ -120,14 +120,16 @@ struct RecordRange {
     /* 00 */ le32 inode;
     /* 04 */ le32 generation;
     /* 08 */ le64 offset;
-    /* 10 */ le64 length;    // of its bytes in the payload; not 0
-    /* 18 */ le64 new_size;  // the file's size after the write; 0: unchanged
+    /* 10 */ le32 length;     // of its bytes in the payload; not 0
+    /* 14 */ le32 operation;  // ranges of one record with the same number: all or nothing
+    /* 18 */ le64 new_size;   // the file's size after the write; 0: unchanged
 };
 static_assert(sizeof(RecordRange) == 32 && alignof(RecordRange) == 1);
 static_assert(offsetof(RecordRange, inode) == 0x00);
 static_assert(offsetof(RecordRange, generation) == 0x04);
 static_assert(offsetof(RecordRange, offset) == 0x08);
 static_assert(offsetof(RecordRange, length) == 0x10);
+static_assert(offsetof(RecordRange, operation) == 0x14);
 static_assert(offsetof(RecordRange, new_size) == 0x18);
 static_assert(sizeof(RecordHeader) % sizeof(RecordRange) == 0);
 static_assert(kLogBlock % sizeof(RecordRange) == 0);

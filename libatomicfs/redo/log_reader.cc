@@ -135,7 +135,7 @@ Result<std::vector<RangeRef>> read_ranges(BlockWindow& window, const RecordHeade
             return std::vector<RangeRef>{};
         left -= length;
         ranges.push_back({raw.inode, raw.generation, ByteOffset(raw.offset), Bytes(length),
-                          Bytes(raw.new_size)});
+                          Bytes(raw.new_size), raw.operation});
     }
     if (left != 0) ranges.clear();
     return ranges;

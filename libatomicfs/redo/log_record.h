@@ -21,6 +21,9 @@ struct RangeRef {
     ByteOffset offset;
     Bytes length;
     Bytes new_size;  // the file's size after the write; 0: unchanged
+    // A record is a group of operations (one write or one batch each); those of its ranges that
+    // have the same number here belong to one, and are found all or not at all.
+    uint32_t operation = 0;
     bool operator==(const RangeRef&) const = default;
 };
 

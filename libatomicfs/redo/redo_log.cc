@@ -208,8 +208,9 @@ std::span<const std::byte> RedoLog::build_record(std::span<std::byte> record, ui
     std::memcpy(record.data(), &header, sizeof header);
     to = record.data() + sizeof header;
     for (const RangeRef& range : ranges) {
-        const RecordRange raw{range.inode, range.generation, range.offset.value(),
-                              range.length.value(), range.new_size.value()};
+        const RecordRange raw{range.inode,          range.generation,
+                              range.offset.value(), static_cast<uint32_t>(range.length.value()),
+                              range.operation,      range.new_size.value()};
         std::memcpy(to, &raw, sizeof raw);
         to += sizeof raw;
     }

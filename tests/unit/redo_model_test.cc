@@ -74,6 +74,7 @@ class Model {
             const uint64_t length = count > 3 ? 1 + below(64) : 1 + below(6000);
             ranges.push_back(range(static_cast<uint32_t>(1 + below(5)), below(1 << 20), length,
                                    below(2) * below(1 << 20)));
+            ranges.back().operation = static_cast<uint32_t>(below(count));
         }
         return ranges;
     }
