@@ -34,4 +34,25 @@ Result<> check_atomic_limits(const AtomicLimits& limits, ByteOffset offset, Byte
     return {};
 }
 
+bool is_refusal(int code) {
+    switch (code) {
+        case EINVAL:
+        case EOPNOTSUPP:
+        case ENOSPC:
+        case EDQUOT:
+        case EFBIG:
+        case EPERM:
+        case EROFS:
+        case ENOMEM:
+        case EAGAIN:
+            return true;
+        default:
+            return false;
+    }
+}
+
+Result<AsyncPort> Device::open_port() const {
+    return fail(EOPNOTSUPP, "{}: no descriptor for direct writes", name());
+}
+
 }  // namespace atomic4

@@ -25,6 +25,7 @@
 #include <string>
 
 #include "base/result.h"
+#include "base/unique_fd.h"
 #include "base/units.h"
 
 namespace atomic4 {
@@ -51,6 +52,18 @@ struct AtomicLimits {
 // or a crossed boundary.
 Result<> check_atomic_limits(const AtomicLimits& limits, ByteOffset offset, Bytes length);
 
+// Errors (errno values) with which the kernel turns a write down before it touches anything.
+bool is_refusal(int code);
+
+// What it takes to submit untorn writes oneself, several at once: RWF_ATOMIC | RWF_DSYNC on fd, at
+// the device's own offsets. Whoever does so keeps to atomic_limits(), aligns memory, and takes a
+// failure that is no refusal, or a short write, for doubt.
+struct AsyncPort {
+    UniqueFd fd;  // O_DIRECT
+    Bytes memory_alignment;
+    bool block_device = false;  // the range's cached pages have to be dropped first (F14)
+};
+
 class Device {
   public:
     Device() = default;
@@ -65,6 +78,8 @@ class Device {
     // Makes the range read as zeros, without allocating where the device can (F19).
     virtual Result<> zero(ByteOffset offset, Bytes length) = 0;
     virtual Result<> flush() = 0;
+    // EOPNOTSUPP where there is no such thing: write_atomic() does it, one at a time.
+    virtual Result<AsyncPort> open_port() const;
 
     virtual Bytes size() const = 0;
     virtual const AtomicLimits& atomic_limits() const = 0;

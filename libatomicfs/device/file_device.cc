@@ -61,23 +61,6 @@ const char* advice_to_write(int code, const struct stat& st) {
     }
 }
 
-// Errors with which the kernel turns a write down before it touches anything.
-bool is_refusal(int code) {
-    switch (code) {
-        case EINVAL:
-        case EOPNOTSUPP:
-        case ENOSPC:
-        case EDQUOT:
-        case EFBIG:
-        case EPERM:
-        case ENOMEM:
-        case EAGAIN:
-            return true;
-        default:
-            return false;
-    }
-}
-
 // O_DIRECT off for the life of the object: for the odd end of an image file.
 class BufferedMoment {
   public:
@@ -363,6 +346,16 @@ Result<> FileDevice::write_atomic(ByteOffset offset, std::span<const std::byte> 
     if (n < 0) return failed_durably(errno, what);
     poisoned_ = true;
     return fail(EIO, "{}: only {} bytes were written; the range is in doubt", what, n);
+}
+
+Result<AsyncPort> FileDevice::open_port() const {
+    if (!limits_.supported()) return fail(EOPNOTSUPP, "{}: {}", path_, limits_.why_not);
+    if (read_only_) return fail(EROFS, "{}: opened read-only", path_);
+    // Not by its path, which may be another's by now.
+    UniqueFd fd(::open(fmt::format("/proc/self/fd/{}", fd_.get()).c_str(),
+                       O_RDWR | O_DIRECT | O_CLOEXEC | O_NOCTTY));
+    if (!fd) return fail(Error::from_errno(errno, path_ + ": opening it again"));
+    return AsyncPort{std::move(fd), Bytes(memory_alignment_), block_device_};
 }
 
 Result<> FileDevice::zero(ByteOffset offset, Bytes length) {

@@ -55,6 +55,9 @@ class FileDevice final : public Device {
     Result<> write_atomic(ByteOffset offset, std::span<const std::byte> from) override;
     Result<> zero(ByteOffset offset, Bytes length) override;
     Result<> flush() override;
+    // A description of its own: the moments without O_DIRECT (fd()) don't concern it. Failures of
+    // what is written through it poison nothing here: that is up to the caller.
+    Result<AsyncPort> open_port() const override;
 
     Bytes size() const override { return size_; }
     const AtomicLimits& atomic_limits() const override { return limits_; }

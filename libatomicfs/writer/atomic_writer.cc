@@ -42,6 +42,14 @@ Result<> AtomicWriter::usable() const {
     return opened_.volume->usable();
 }
 
+const std::string* AtomicWriter::why_poisoned() const {
+    if (poisoned_) return &poisoned_->message;
+    auto usable = opened_.volume->usable();
+    if (usable) return nullptr;
+    volume_doubt_ = std::move(usable).error().message;
+    return &volume_doubt_;
+}
+
 Error AtomicWriter::poison(Error error, std::string_view doing) {
     if (!poisoned_) {
         poisoned_ =
@@ -160,9 +168,7 @@ Result<> AtomicWriter::begin_session() {
     return {};
 }
 
-// The file ready to take the ranges; new_size where it will grow.
-Result<std::vector<AtomicWriter::Prepared>> AtomicWriter::prepare(
-    std::span<const WriteRange> ranges, Bytes align) {
+Result<> AtomicWriter::prepare_blocks(std::span<const WriteRange> ranges, Bytes align) {
     for (const WriteRange& range : ranges) {
         const Bytes length(range.data.size());
         const FileState before = A4_TRY(file(range.inode, range.generation));
@@ -170,6 +176,13 @@ Result<std::vector<AtomicWriter::Prepared>> AtomicWriter::prepare(
         A4_CHECK(make_ready(volume(), before, range.offset, length, align));
         forget(range.inode);
     }
+    return {};
+}
+
+// The file ready to take the ranges; new_size where it will grow.
+Result<std::vector<AtomicWriter::Prepared>> AtomicWriter::prepare(
+    std::span<const WriteRange> ranges, Bytes align) {
+    A4_CHECK(prepare_blocks(ranges, align));
     // Only with the blocks of all ranges there: a growing one converts those of its neighbours too.
     std::vector<Prepared> prepared;
     for (const WriteRange& range : ranges) {
@@ -248,71 +261,185 @@ Result<> AtomicWriter::retire_overlapping(const WriteRange& range) {
     return {};
 }
 
-Result<> AtomicWriter::write_native(const WriteRange& range, const RangeShape& shape) {
-    // A live record, replayed later, would put older bytes over these.
-    A4_CHECK(retire_overlapping(range));
-    A4_CHECK(
-        volume().device().write_atomic(shape.device_offset, range.data).context("native write"));
-    touched_.insert(range.inode);
-    return {};
+Result<> AtomicWriter::check_single(const WriteRange& range, Engine engine) {
+    A4_CHECK(check_file(volume(), A4_TRY(file(range.inode, range.generation))));
+    const WriteLimits limits = write_limits(volume(), log_unit_max_);
+    // Native goes by the device's limits: whether there are any comes before what they are.
+    const Bytes unit_max = engine == Engine::Native ? (volume().device().atomic_limits().supported()
+                                                           ? limits.unit_max_native
+                                                           : Bytes(kUnitMax))
+                           : engine == Engine::Logged ? limits.unit_max_logged
+                                                      : limits.unit_max();
+    return check_request(range.offset, Bytes(range.data.size()), limits.unit_min, unit_max);
+}
+
+Result<WritePlan> AtomicWriter::plan(const WriteRange& range, Engine engine) {
+    A4_CHECK(usable());
+    A4_CHECK(check_single(range, engine));
+    WritePlan plan;
+    if (engine == Engine::Logged) return plan;
+    const Bytes length(range.data.size());
+    const FileState before = A4_TRY(file(range.inode, range.generation));
+    auto found = A4_TRY(shape(before, range.offset, length));
+    // Holes and unwritten blocks before EOF are made ready for either engine, but not for a length
+    // that the device refuses anyway.
+    const AtomicLimits& device = volume().device().atomic_limits();
+    const bool device_takes =
+        device.supported() && length >= device.unit_min && length <= device.unit_max;
+    if (device_takes && !found.beyond_eof && (found.holes || found.unwritten)) {
+        A4_CHECK(make_ready(volume(), before, range.offset, length, length));
+        forget(range.inode);
+        found = A4_TRY(shape(A4_TRY(file(range.inode, range.generation)), range.offset, length));
+    }
+    const auto can = check_native(volume(), found, length);
+    if (can) {
+        // A live record, replayed later, would put older bytes over these.
+        A4_CHECK(retire_overlapping(range));
+        plan.engine = Engine::Native;
+        plan.device_offset = found.device_offset;
+        return plan;
+    }
+    if (engine == Engine::Native) return fail(Error(can.error()));
+    plan.why_not_native = can.error().message;
+    if (length > log_unit_max_) {
+        return fail(can.error().code, "{}; and the logged engine takes at most {} bytes here",
+                    can.error().message, log_unit_max_);
+    }
+    return plan;
+}
+
+Result<> AtomicWriter::finish_native(const WriteRange& range, Result<> written) {
+    if (written) {
+        touched_.insert(range.inode);
+        return {};
+    }
+    // The write contained a flush: what others wrote before may be lost with it.
+    if (!is_refusal(written.error().code))
+        return fail(poison(std::move(written).error(), "native write"));
+    return std::move(written).context("native write");
 }
 
 Result<WriteOutcome> AtomicWriter::write(const WriteRange& range, Engine engine) {
-    A4_CHECK(usable());
-    const Bytes length(range.data.size());
-    const FileState before = A4_TRY(file(range.inode, range.generation));
-    A4_CHECK(check_file(volume(), before));
-    const WriteLimits limits = write_limits(volume(), log_unit_max_);
-    const AtomicLimits& device = volume().device().atomic_limits();
-    // Native goes by the device's limits: whether there are any comes before what they are.
-    const Bytes unit_max = engine == Engine::Native
-                               ? (device.supported() ? limits.unit_max_native : Bytes(kUnitMax))
-                           : engine == Engine::Logged ? limits.unit_max_logged
-                                                      : limits.unit_max();
-    A4_CHECK(check_request(range.offset, length, limits.unit_min, unit_max));
-
-    WriteOutcome outcome;
-    if (engine != Engine::Logged) {
-        auto found = A4_TRY(shape(before, range.offset, length));
-        // Holes and unwritten blocks before EOF are made ready for either engine, but not for a
-        // length that the device refuses anyway.
-        const bool device_takes =
-            device.supported() && length >= device.unit_min && length <= device.unit_max;
-        if (device_takes && !found.beyond_eof && (found.holes || found.unwritten)) {
-            A4_CHECK(make_ready(volume(), before, range.offset, length, length));
-            forget(range.inode);
-            found =
-                A4_TRY(shape(A4_TRY(file(range.inode, range.generation)), range.offset, length));
-        }
-        const auto can = check_native(volume(), found, length);
-        if (can) {
-            A4_CHECK(write_native(range, found));
-            outcome.engine = Engine::Native;
-            return outcome;
-        }
-        if (engine == Engine::Native) return fail(Error(can.error()));
-        outcome.why_not_native = can.error().message;
-        if (length > limits.unit_max_logged) {
-            return fail(can.error().code, "{}; and the logged engine takes at most {} bytes here",
-                        can.error().message, limits.unit_max_logged);
-        }
+    WritePlan how = A4_TRY(plan(range, engine));
+    if (how.engine == Engine::Native) {
+        A4_CHECK(
+            finish_native(range, volume().device().write_atomic(how.device_offset, range.data)));
+    } else {
+        const auto prepared = A4_TRY(prepare(std::span(&range, 1), Bytes(range.data.size())));
+        A4_CHECK(write_logged(std::span(&range, 1), prepared));
     }
-    const auto prepared = A4_TRY(prepare(std::span(&range, 1), length));
-    A4_CHECK(write_logged(std::span(&range, 1), prepared));
-    return outcome;
+    return WriteOutcome{how.engine, std::move(how.why_not_native)};
+}
+
+Result<> AtomicWriter::check_ranges(std::span<const WriteRange> ranges) {
+    std::vector<RequestedRange> parts;
+    for (const WriteRange& range : ranges)
+        parts.push_back({range.inode, range.offset, Bytes(range.data.size())});
+    A4_CHECK(check_batch(parts, volume().block_size(), record_payload_max()));
+    for (const WriteRange& range : ranges)
+        A4_CHECK(check_file(volume(), A4_TRY(file(range.inode, range.generation))));
+    return {};
 }
 
 Result<> AtomicWriter::write_batch(std::span<const WriteRange> ranges) {
     A4_CHECK(usable());
-    std::vector<RequestedRange> parts;
-    for (const WriteRange& range : ranges)
-        parts.push_back({range.inode, range.offset, Bytes(range.data.size())});
-    A4_CHECK(check_batch(parts, volume().block_size(),
-                         Bytes(opened_.log_contents.superblock.capacity().value() / 4)));
-    for (const WriteRange& range : ranges)
-        A4_CHECK(check_file(volume(), A4_TRY(file(range.inode, range.generation))));
-    const auto prepared = A4_TRY(prepare(ranges, volume().block_size()));
-    return write_logged(ranges, prepared);
+    A4_CHECK(check_ranges(ranges));
+    return write_item({ranges, true});
+}
+
+Result<> AtomicWriter::check_item(const GroupItem& item) {
+    A4_CHECK(usable());
+    if (item.batch) return check_ranges(item.ranges);
+    if (item.ranges.size() != 1) return fail(EINVAL, "an atomic write has one range");
+    return check_single(item.ranges.front(), Engine::Logged);
+}
+
+Bytes AtomicWriter::align_of(const GroupItem& item) const {
+    return item.batch ? opened_.volume->block_size() : Bytes(item.ranges.front().data.size());
+}
+
+Result<bool> AtomicWriter::grows(std::span<const WriteRange> ranges) {
+    for (const WriteRange& range : ranges) {
+        const FileState now = A4_TRY(file(range.inode, range.generation));
+        if (range.offset.value() + range.data.size() > now.size.value()) return true;
+    }
+    return false;
+}
+
+// A checked item as a record of its own.
+Result<> AtomicWriter::write_item(const GroupItem& item) {
+    const auto prepared = A4_TRY(prepare(item.ranges, align_of(item)));
+    return write_logged(item.ranges, prepared);
+}
+
+GroupOutcome AtomicWriter::write_group(std::span<const GroupItem> items) {
+    GroupOutcome outcome;
+    outcome.items.resize(items.size());
+    std::vector<size_t> members;
+    for (size_t i = 0; i < items.size(); ++i) {
+        Result<>& result = outcome.items[i];
+        result = check_item(items[i]);
+        if (!result) continue;
+        const auto growing = grows(items[i].ranges);
+        if (growing && !*growing) {
+            members.push_back(i);
+            continue;
+        }
+        // A growth commits metadata of its own, and changes the file under the others: a record
+        // more is the least of what it costs.
+        result = growing ? write_item(items[i]) : Result<>(fail(Error(growing.error())));
+        if (result) outcome.records.push_back(1);
+    }
+    // The blocks of all first: an inode as it is before is worth nothing afterwards.
+    std::erase_if(members, [&](size_t i) {
+        outcome.items[i] = prepare_blocks(items[i].ranges, align_of(items[i]));
+        return !outcome.items[i];
+    });
+    const auto payload = [&](size_t i) {
+        uint64_t sum = 0;
+        for (const WriteRange& range : items[i].ranges) sum += range.data.size();
+        return sum;
+    };
+    for (size_t from = 0, to = 0; from < members.size(); from = to) {
+        uint64_t sum = 0;
+        while (to < members.size() &&
+               (to == from || sum + payload(members[to]) <= record_payload_max().value()))
+            sum += payload(members[to++]);
+        write_record(items, std::span(members).subspan(from, to - from), outcome);
+    }
+    return outcome;
+}
+
+// Members whose blocks are there, none growing.
+void AtomicWriter::write_record(std::span<const GroupItem> items, std::span<const size_t> members,
+                                GroupOutcome& outcome) {
+    std::vector<WriteRange> ranges;
+    std::vector<Prepared> prepared;
+    size_t carried = 0;
+    for (const size_t i : members) {
+        const size_t before = ranges.size();
+        for (const WriteRange& range : items[i].ranges) {
+            auto state = file(range.inode, range.generation);
+            if (!state) {
+                outcome.items[i] = fail(std::move(state).error());
+                break;
+            }
+            ranges.push_back(range);
+            prepared.push_back({std::move(*state), Bytes(0)});
+        }
+        if (outcome.items[i]) {
+            ++carried;
+            continue;
+        }
+        ranges.resize(before);
+        prepared.resize(before);
+    }
+    if (carried == 0) return;
+    const auto written = write_logged(ranges, prepared);
+    if (written) outcome.records.push_back(carried);
+    for (const size_t i : members) {
+        if (!written && outcome.items[i]) outcome.items[i] = fail(Error(written.error()));
+    }
 }
 
 Result<> AtomicWriter::write_plain(const WriteRange& range) {
@@ -363,11 +490,12 @@ Result<> AtomicWriter::flush() {
 
 Result<> AtomicWriter::retire_all() {
     A4_CHECK(usable());
-    if (!log_) return {};
+    if (!log_ || log_->empty()) return {};
     A4_CHECK(flush());
     log_->note_retired(log_->last_sequence());
     if (auto done = log_->persist_retired(); !done)
         return fail(poison(std::move(done).error(), "log superblock write"));
+    ++retirements_;
     return {};
 }
 

@@ -13,9 +13,12 @@
 //                     log space be reused or the range be written natively or plainly
 //
 // A native write is one RWF_ATOMIC write on the device, after live records of its range retired.
+// write() does all of that. Callers that keep many native writes in flight ask plan(), submit the
+// write themselves, and say how it ended (finish_native).
 //
-// A failed log write, placement or flush poisons the writer: later writes are EIO, "in doubt", and
-// close() leaves the log and the needs-replay bit for recovery.
+// A failed log write, placement, flush or native write poisons the writer: later writes are EIO,
+// "in doubt", and close() leaves the log and the needs-replay bit for recovery. A native write that
+// was refused (is_refusal) changed nothing.
 //
 // Racing writes do not exist here: threads: one.
 #pragma once
@@ -45,6 +48,23 @@ struct WriteOutcome {
     std::string why_not_native;  // for auto
 };
 
+// One of a group: an atomic write, or a batch of ranges, by itself all or nothing.
+struct GroupItem {
+    std::span<const WriteRange> ranges;
+    bool batch = false;  // the rules of write_batch; else those of write, and one range
+};
+struct GroupOutcome {
+    std::vector<Result<>> items;
+    std::vector<size_t> records;  // how many items each log record carried
+};
+
+// How one write is to be done.
+struct WritePlan {
+    Engine engine = Engine::Logged;
+    ByteOffset device_offset;    // Native: where
+    std::string why_not_native;  // Logged, for auto
+};
+
 class AtomicWriter {
   public:
     // Takes a volume opened by open_for_writing. Writes nothing yet.
@@ -56,6 +76,15 @@ class AtomicWriter {
     Bytes log_unit_max() const { return log_unit_max_; }
 
     Result<WriteOutcome> write(const WriteRange& range, Engine engine = Engine::Auto);
+    // write()'s rules and preparation without the write: the blocks are there and, for a native
+    // one, no live record overlaps. Nothing else may touch the range before finish_native.
+    Result<WritePlan> plan(const WriteRange& range, Engine engine);
+    // The end of a native write: of the call, not of the plan. Returns what to tell the client.
+    Result<> finish_native(const WriteRange& range, Result<> written);
+    // Logged writes that don't overlap one another, as one record, or more where it gets too long
+    // and for those that grow a file. One that is refused, or that there is no space for, fails
+    // alone.
+    GroupOutcome write_group(std::span<const GroupItem> items);
     // All ranges or none, as one record. Offsets and lengths are multiples of the block size;
     // EINVAL if two ranges overlap, EMSGSIZE if one record can't hold them.
     Result<> write_batch(std::span<const WriteRange> ranges);
@@ -73,7 +102,15 @@ class AtomicWriter {
     Result<> close();
 
     bool poisoned() const { return poisoned_.has_value(); }
+    // Also where the volume itself is in doubt; null: neither is.
+    const std::string* why_poisoned() const;
     uint64_t live_records() const { return log_ ? log_->live_count() : 0; }
+    Bytes log_capacity() const { return opened_.log_contents.superblock.capacity(); }
+    Bytes log_used() const { return log_ ? log_->used() : Bytes(0); }
+    // Payload bytes of one batch or group.
+    Bytes record_payload_max() const { return Bytes(log_capacity().value() / 4); }
+    // How often the log was emptied.
+    uint64_t retirements() const { return retirements_; }
 
   private:
     explicit AtomicWriter(OpenVolume opened) : opened_(std::move(opened)) {}
@@ -85,11 +122,19 @@ class AtomicWriter {
     Result<> usable() const;
     Error poison(Error error, std::string_view doing);
     Result<> begin_session();
+    Result<> check_single(const WriteRange& range, Engine engine);
+    Result<> check_ranges(std::span<const WriteRange> ranges);
+    Result<> check_item(const GroupItem& item);
+    Result<bool> grows(std::span<const WriteRange> ranges);
+    Bytes align_of(const GroupItem& item) const;
+    Result<> prepare_blocks(std::span<const WriteRange> ranges, Bytes align);
     Result<std::vector<Prepared>> prepare(std::span<const WriteRange> ranges, Bytes align);
+    Result<> write_item(const GroupItem& item);
+    void write_record(std::span<const GroupItem> items, std::span<const size_t> members,
+                      GroupOutcome& outcome);
     Result<> rehearse_growth(std::span<const WriteRange> ranges,
                              std::span<const Prepared> prepared);
     Result<> write_logged(std::span<const WriteRange> ranges, std::span<const Prepared> prepared);
-    Result<> write_native(const WriteRange& range, const RangeShape& shape);
     Result<> retire_overlapping(const WriteRange& range);
     Result<> place_cached(const FileState& file, ByteOffset offset,
                           std::span<const std::byte> data);
@@ -113,11 +158,13 @@ class AtomicWriter {
     std::unique_ptr<RedoLog> log_;  // a session, once there was a logged write
     Bytes log_unit_max_;
     std::optional<Error> poisoned_;
+    mutable std::string volume_doubt_;
     std::map<ext2_ino_t, FileState> files_;
     std::list<Chunk> chunks_;  // most recently used first
     std::map<ChunkKey, std::list<Chunk>::iterator> chunk_of_;
     size_t chunk_cost_ = 0;
     std::set<ext2_ino_t> touched_;
+    uint64_t retirements_ = 0;
     bool closed_ = false;
 };
 

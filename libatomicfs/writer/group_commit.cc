@@ -42,8 +42,9 @@ void GroupCommit::begin(std::vector<Item> items) {
     auto group = std::make_shared<Group>();
     std::vector<RangeRef> ranges;
     std::vector<std::span<const std::byte>> data;
-    for (Item& item : items) {
-        for (Part& part : item.parts) {
+    for (uint32_t operation = 0; operation < items.size(); ++operation) {
+        for (Part& part : items[operation].parts) {
+            part.range.operation = operation;
             ranges.push_back(part.range);
             data.push_back(part.data);
         }

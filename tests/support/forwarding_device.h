@@ -22,6 +22,7 @@ class ForwardingDevice : public Device {
     }
     Result<> zero(ByteOffset offset, Bytes length) override { return below_.zero(offset, length); }
     Result<> flush() override { return below_.flush(); }
+    Result<AsyncPort> open_port() const override { return below_.open_port(); }
     Bytes size() const override { return below_.size(); }
     const AtomicLimits& atomic_limits() const override { return below_.atomic_limits(); }
     bool read_only() const override { return below_.read_only(); }

@@ -145,7 +145,24 @@ TEST_F(Writer, NativeWriteFails) {
     const auto failed = write(number, 0, filled(16384, 1));
     EXPECT_EQ(code_of(failed), EIO);
     EXPECT_THAT(message_of(failed), HasSubstr("native write"));
+    EXPECT_THAT(message_of(failed), HasSubstr("in doubt"));
     EXPECT_TRUE(content(number) == Image(65536));
+    // It contained a flush: nothing is sure any more.
+    EXPECT_TRUE(writer->poisoned());
+    EXPECT_EQ(code_of(write(number, 0, filled(16384, 2))), EIO);
+}
+
+TEST_F(Writer, NativeWriteRefused) {
+    start_default("1024");
+    memory->set_atomic_limits(native_limits(4096, 16384));
+    FaultDevice faults(*recorder);
+    writer = must(AtomicWriter::open(must(open_for_writing(borrowed(faults)))));
+    const auto number = create("/f", 65536, 16384);
+    faults.reset();
+    faults.count_only({false, true, false, false});
+    faults.fail_at(0, ENOSPC, false);
+    EXPECT_EQ(code_of(write(number, 0, filled(16384, 1))), ENOSPC);
+    EXPECT_FALSE(writer->poisoned());
     must(write(number, 0, filled(16384, 2)));
 }
 
