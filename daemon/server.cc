@@ -97,6 +97,7 @@ void Server::accepted(int result) {
     Session::Around around{loop_,
                            volume_,
                            stats_,
+                           options_.engine,
                            [this](wire::StatsFormat format) { return stats_text(format); },
                            [this](const std::string& what) { options_.warn("refused: " + what); },
                            [this](const Session* session) {

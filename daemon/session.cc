@@ -142,14 +142,17 @@ void Session::received(int result) {
     }
     const std::span<const std::byte> packet(packet_.get(), static_cast<size_t>(result));
     const auto header = wire::decode_header(packet);
-    if (!header || (receive_message_.msg_flags & MSG_TRUNC) != 0) {
+    if (!header) {
+        // Nobody knows what to answer.
+        drop();
+        return disconnect();
+    }
+    if ((receive_message_.msg_flags & MSG_TRUNC) != 0) {
         drop();
         ++outstanding_;
         ending_ = true;
-        enqueue(wire::encode_error(
-            wire::Type::Ping, 0,
-            header ? Error{EPROTO, "the packet is longer than any message"} : header.error()));
-        return;
+        return refuse({static_cast<wire::Type>(uint16_t{header->type}), header->tag, Clock::now()},
+                      {EPROTO, "the packet is longer than any message"});
     }
     ++outstanding_;
     auto request = wire::decode(packet, descriptors.size(), connection_);
@@ -230,7 +233,8 @@ void Session::handle(const Asked& asked, const wire::Open& body, UniqueFd descri
     around_.volume.open_file(
         peer_, std::move(wish),
         [self = shared_from_this(), asked, flags = body.flags,
-         engine = engine_of(body.engine)](Result<FileRef> opened) {
+         engine = body.engine == wire::WireEngine::Auto ? around_.engine : engine_of(body.engine)](
+            Result<FileRef> opened) {
             --self->opening_;
             if (!opened) {
                 self->around_.stats.refused();

@@ -29,6 +29,7 @@ class Session : public std::enable_shared_from_this<Session> {
         EventLoop& loop;
         VolumeService& volume;
         Stats& stats;
+        Engine engine = Engine::Auto;  // of files that don't ask for one
         // The STATS texts.
         std::function<std::string(wire::StatsFormat)> stats_text;
         // Something was refused: who, which file, why.

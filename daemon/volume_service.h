@@ -20,10 +20,11 @@ namespace atomic4 {
 
 struct ServiceOptions {
     std::string target;
-    Engine engine = Engine::Auto;
     // Mounted: who else opens files; null: every file is strict, and why.
     std::unique_ptr<Openers> openers;
     std::string why_no_openers;
+    // Who opens files was held all the time since the log's last session.
+    bool guard_unbroken = false;
 };
 
 // What a client wants to open: a descriptor (mounted) or a path (owned).

@@ -22,6 +22,12 @@ uint64_t chunk_blocks(const Volume& volume) {
     return kChunkBytes / volume.block_size().value();
 }
 
+Bytes record_length(std::span<const WriteRange> ranges) {
+    Bytes payload;
+    for (const WriteRange& range : ranges) payload += Bytes(range.data.size());
+    return record_header_length(ranges.size()) + record_padded(payload);
+}
+
 // A chunk by itself takes about as much memory as a few mappings.
 size_t chunk_cost(const std::vector<Mapping>& mappings) {
     return mappings.capacity() + 8;
@@ -219,7 +225,7 @@ Result<> AtomicWriter::write_logged(std::span<const WriteRange> ranges,
     std::vector<std::span<const std::byte>> data;
     for (size_t i = 0; i < ranges.size(); ++i) {
         refs.push_back({ranges[i].inode, ranges[i].generation, ranges[i].offset,
-                        Bytes(ranges[i].data.size()), prepared[i].new_size});
+                        Bytes(ranges[i].data.size()), prepared[i].new_size, prepared[i].operation});
         data.push_back(ranges[i].data);
     }
     A4_CHECK(rehearse_growth(ranges, prepared));
@@ -388,7 +394,7 @@ GroupOutcome AtomicWriter::write_group(std::span<const GroupItem> items) {
         // A growth commits metadata of its own, and changes the file under the others: a record
         // more is the least of what it costs.
         result = growing ? write_item(items[i]) : Result<>(fail(Error(growing.error())));
-        if (result) outcome.records.push_back(1);
+        if (result) outcome.records.push_back({1, record_length(items[i].ranges)});
     }
     // The blocks of all first: an inode as it is before is worth nothing afterwards.
     std::erase_if(members, [&](size_t i) {
@@ -425,7 +431,7 @@ void AtomicWriter::write_record(std::span<const GroupItem> items, std::span<cons
                 break;
             }
             ranges.push_back(range);
-            prepared.push_back({std::move(*state), Bytes(0)});
+            prepared.push_back({std::move(*state), Bytes(0), static_cast<uint32_t>(i)});
         }
         if (outcome.items[i]) {
             ++carried;
@@ -436,7 +442,7 @@ void AtomicWriter::write_record(std::span<const GroupItem> items, std::span<cons
     }
     if (carried == 0) return;
     const auto written = write_logged(ranges, prepared);
-    if (written) outcome.records.push_back(carried);
+    if (written) outcome.records.push_back({carried, record_length(ranges)});
     for (const size_t i : members) {
         if (!written && outcome.items[i]) outcome.items[i] = fail(Error(written.error()));
     }

@@ -55,7 +55,11 @@ struct GroupItem {
 };
 struct GroupOutcome {
     std::vector<Result<>> items;
-    std::vector<size_t> records;  // how many items each log record carried
+    struct Record {
+        size_t items;  // that it carried
+        Bytes length;  // in the log
+    };
+    std::vector<Record> records;
 };
 
 // How one write is to be done.
@@ -117,7 +121,8 @@ class AtomicWriter {
 
     struct Prepared {
         FileState file;
-        Bytes new_size;  // 0: unchanged
+        Bytes new_size;          // 0: unchanged
+        uint32_t operation = 0;  // RangeRef's
     };
     Result<> usable() const;
     Error poison(Error error, std::string_view doing);

@@ -31,7 +31,6 @@ Result<std::unique_ptr<MountedTarget>> MountedTarget::open(EventLoop& loop,
 }
 
 Result<> MountedTarget::start(const LogContents& contents, Options options) {
-    engine_ = options.engine;
     helper_ = A4_TRY(HelperThread::start(loop_));
     openers_ = std::move(options.openers);
     why_no_watch_ = std::move(options.why_no_openers);
@@ -149,7 +148,7 @@ Result<FileLimits> MountedTarget::limits(const FileRef& file) {
     limits.ack = it.access.ack();
     limits.why_strict = it.access.why_strict();
     const bool native = it.native.supported() && limits.atomic && it.unit <= it.native.unit_max &&
-                        it.unit >= it.native.unit_min && engine_ != Engine::Logged;
+                        it.unit >= it.native.unit_min;
     limits.engine = native ? Engine::Native : Engine::Logged;
     if (!it.native.supported())
         limits.why_not_native = it.native.why_not;
@@ -189,7 +188,7 @@ Result<std::unique_ptr<MountedTarget::Pending>> MountedTarget::admit(std::unique
         if (range.length.value() == 0) return refuse({EINVAL, "a write without bytes"});
         return pending;
     }
-    const Engine engine = write.engine == Engine::Auto ? engine_ : write.engine;
+    const Engine engine = write.engine;
     const Bytes logged_max = commit_->log().unit_max();
     const Bytes native_max = std::min(file.native.unit_max, Bytes(kUnitMax));
     // Native goes by the device's limits: whether there are any comes before what they are.

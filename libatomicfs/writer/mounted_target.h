@@ -34,7 +34,6 @@ class SharedFile;
 class MountedTarget final : public Target, private GroupCommit::Placer {
   public:
     struct Options {
-        Engine engine = Engine::Auto;      // what files get that don't ask for one
         std::unique_ptr<Openers> openers;  // null: every file is strict
         std::string why_no_openers;
     };
@@ -115,7 +114,7 @@ class MountedTarget final : public Target, private GroupCommit::Placer {
     std::unique_ptr<Openers> openers_;
     std::string why_no_watch_;
     EventLoop::PollId watch_poll_ = 0;
-    Engine engine_ = Engine::Auto;
+
     std::unique_ptr<GroupCommit> commit_;
     int log_fd_ = -1;
 

@@ -137,7 +137,7 @@ RangeOrder::Use OwnedTarget::use_of(const Operation& operation) {
 Result<> OwnedTarget::check_shape(const WriteOp& op) const {
     if (stopping_) return fail(ESHUTDOWN, "the volume is being closed");
     if (op.kind == WriteOp::Kind::Batch) {
-        std::vector<BatchPart> parts;
+        std::vector<RequestedRange> parts;
         for (const WriteOp::Range& range : op.ranges)
             parts.push_back({range.file->inode, range.offset, Bytes(range.data.size())});
         return check_batch(parts, block_size_, batch_max());
@@ -298,9 +298,9 @@ void OwnedTarget::write_group(Group group) {
     }
     GroupOutcome outcome = writer_->write_group(items);
     const uint64_t logged_before = writer_->retirements() + 1;
-    for (const size_t carried : outcome.records) {
+    for (const auto& [carried, length] : outcome.records) {
         ++counts_.groups;
-        if (on_group) on_group(carried);
+        if (on_group) on_group(carried, length);
     }
     for (size_t i = 0; i < group.members.size(); ++i) {
         Operation& operation = *group.members[i];

@@ -73,7 +73,7 @@ class OwnedTargetTest : public WriterTest {
         faults = std::make_unique<FaultDevice>(*recorder);
         Device& below = with_port ? static_cast<Device&>(*port) : *faults;
         target = must(OwnedTarget::open(loop, must(open_for_writing(borrowed(below)))));
-        target->on_group = [this](size_t size) { groups.push_back(size); };
+        target->on_group = [this](size_t size, Bytes) { groups.push_back(size); };
         file = must(target->open_file(number));
         recorder->events.clear();
     }
