@@ -39,6 +39,8 @@ class Server {
     // Until a signal ends it. An error: the volume is in doubt or the loop is broken; a restart
     // recovers.
     Result<> run();
+    // A signal has ended it.
+    bool stopping() const { return stopping_; }
 
   private:
     void accept();

@@ -445,6 +445,7 @@ void OwnedTarget::count(const WriteOp& op, Engine engine) {
 
 TargetCounts OwnedTarget::counts() const {
     TargetCounts counts = counts_;
+    counts.frozen = frozen_;
     counts.retirements = writer_->retirements();
     counts.log_used = writer_->log_used();
     counts.log_capacity = writer_->log_capacity();
