@@ -432,22 +432,28 @@ Result<ReplayReport> replay_mounted(MountedVolume& volume, const LogContents& co
 }
 
 Result<MountedLog> recover_mounted_log(MountedVolume& volume, const MountHistory& history) {
-    const std::string& name = volume.mount_point();
+    const std::string& name = volume.device();
     MountedLog result;
-    result.contents = A4_TRY(read_log(volume.log(), volume.attr().log_id).context(name));
+    auto contents = read_log(volume.log(), volume.attr().log_id);
+    if (!contents && contents.error().code == EUCLEAN) {
+        return fail(EUCLEAN,
+                    "{}: {}: unmounted, atomic4ctl recover --discard {} gives up whatever it held",
+                    name, contents.error().message, name);
+    }
+    result.contents = A4_TRY(std::move(contents).context(name));
     if (result.contents.live.empty() && result.contents.end != LogEnd::Corrupt) return result;
     result.replayed =
         A4_TRY(replay_mounted(volume, result.contents, OnConflict::Keep, history).context(name));
     const ReplayReport& report = *result.replayed;
     if (!report.log_emptied) {
         return fail(EUCLEAN,
-                    "{}: {}: unmount it and run atomic4ctl recover {} (it explains; --force or "
+                    "{}: {}: unmounted, run atomic4ctl recover {} (it explains; --force or "
                     "--discard decide)",
                     name,
                     !report.failed.empty()      ? report.failed.front()
                     : !report.conflicts.empty() ? report.conflicts.front()
                                                 : "the redo log is corrupt: " + report.end_detail,
-                    volume.device());
+                    name);
     }
     result.contents = A4_TRY(read_log(volume.log(), volume.attr().log_id).context(name));
     return result;
