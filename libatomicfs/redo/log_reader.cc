@@ -9,6 +9,8 @@
 namespace atomic4 {
 namespace {
 
+constexpr Bytes kReadAhead{uint64_t{4} << 20};
+
 using Block = std::span<const std::byte, kLogBlock>;
 
 Error read_error(Error error) {
@@ -28,7 +30,7 @@ class BlockWindow {
     }
 
   private:
-    static constexpr Bytes kWindow{1 << 20};
+    static constexpr Bytes kWindow{4 << 20};
 
     Result<> fill(ByteOffset position) {
         memory_ = A4_TRY(buffer_.get(kWindow));
@@ -329,16 +331,42 @@ Result<LogContents> read_log(Device& log, const LogId& expected) {
 }
 
 Result<std::vector<std::byte>> read_payload(Device& log, const LoggedRecord& record) {
-    const auto name = "redo log: " + record_name(record.sequence, record.position);
+    const Payload payload = A4_TRY(PayloadReader(log).read(record));
+    return std::vector<std::byte>(payload.bytes.begin(), payload.bytes.end());
+}
+
+Result<Payload> PayloadReader::read(const LoggedRecord& record) {
+    const auto name = [&] { return "redo log: " + record_name(record.sequence, record.position); };
     Bytes length;
     for (const RangeRef& range : record.ranges) length += range.length;
-    std::vector<std::byte> payload(record_padded(length).value());
-    auto read = log.read(record.payload, payload);
-    if (!read) return fail(read_error(std::move(read).error()).with_context(name));
-    if (crc32c(record.payload_seed, payload) != record.payload_crc)
-        return fail(EUCLEAN, "{}: its payload changed since it was checked", name);
-    payload.resize(length.value());
-    return payload;
+    const Bytes padded = record_padded(length);
+    if (record.payload < start_ || record.payload + padded > start_ + Bytes(window_.size())) {
+        if (auto filled = fill(record, padded); !filled)
+            return fail(read_error(std::move(filled).error()).with_context(name()));
+    }
+    const auto bytes = window_.subspan((record.payload - start_).value(), padded.value());
+    if (crc32c(record.payload_seed, bytes) != record.payload_crc)
+        return fail(EUCLEAN, "{}: its payload changed since it was checked", name());
+    return Payload{memory_, bytes.first(length.value())};
+}
+
+// The window then begins with this payload.
+Result<> PayloadReader::fill(const LoggedRecord& record, Bytes padded) {
+    // The first record alone: there may be no second.
+    const Bytes left(log_.size() - Bytes(record.payload.value()));
+    const Bytes wanted = !pool_.empty() ? std::min(std::max(padded, kReadAhead), left) : padded;
+    memory_.reset();
+    const auto free = std::ranges::find_if(
+        pool_, [](const std::shared_ptr<PayloadMemory>& one) { return one.use_count() == 1; });
+    memory_ = free != pool_.end() ? *free : std::make_shared<PayloadMemory>();
+    if (free == pool_.end()) pool_.push_back(memory_);
+    window_ = A4_TRY(memory_->get(wanted));
+    start_ = record.payload;
+    auto done = log_.read(start_, window_);
+    if (done || wanted == padded) return done;
+    // What lies behind it is not its fault.
+    window_ = window_.first(padded.value());
+    return log_.read(start_, window_);
 }
 
 }  // namespace atomic4

@@ -7,16 +7,20 @@
 // acknowledged, and the caller replays them, but leaves the log alone as evidence.
 //
 // A read error is never taken for the end: it fails the whole reading with EIO and the position.
-// Nothing here writes. Memory: about a MiB, the list of records, and in read_payload one payload.
+// Nothing here writes. Memory: some MiB, the list of records, and of payloads one, or what is
+// read ahead.
 #pragma once
 
 #include <cstdint>
+#include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "base/result.h"
 #include "base/units.h"
 #include "device/device.h"
+#include "redo/log_buffer.h"
 #include "redo/log_record.h"
 #include "redo/log_superblock.h"
 
@@ -59,5 +63,39 @@ Result<LogContents> read_log(Device& log, const LogId& expected);
 
 // The whole payload, checked again. EIO: can't be read. EUCLEAN: no longer what read_log saw.
 Result<std::vector<std::byte>> read_payload(Device& log, const LoggedRecord& record);
+
+// Aligned to log blocks; shared by the payloads that were read at once.
+class PayloadMemory {
+  public:
+    Result<std::span<std::byte>> get(Bytes length) {
+        size_ = length;
+        return buffer_.get(length);
+    }
+    Bytes size() const { return size_; }
+
+  private:
+    LogBuffer buffer_;
+    Bytes size_;
+};
+struct Payload {
+    std::shared_ptr<const PayloadMemory> memory;
+    std::span<const std::byte> bytes;
+};
+
+// read_payload for many records, in the order of the log: reads ahead in large pieces.
+class PayloadReader {
+  public:
+    explicit PayloadReader(Device& log) : log_(log) {}
+    Result<Payload> read(const LoggedRecord& record);
+
+  private:
+    Result<> fill(const LoggedRecord& record, Bytes padded);
+
+    Device& log_;
+    std::vector<std::shared_ptr<PayloadMemory>> pool_;  // used again when nobody else holds it
+    std::shared_ptr<PayloadMemory> memory_;
+    std::span<std::byte> window_;
+    ByteOffset start_;
+};
 
 }  // namespace atomic4

@@ -44,7 +44,7 @@ table=$work/table
 : >"$table"
 failed=
 printf '%-44s %12s %12s %7s  %-14s %-6s %s\n' case ours peer ratio target result note
-for name in bench_open bench_mkfs bench_prealloc bench_write; do
+for name in bench_open bench_mkfs bench_prealloc bench_write bench_replay; do
     # In the background, so that a signal is answered at once.
     "$bin/$name" $form >"$work/rows" &
     child=$!
