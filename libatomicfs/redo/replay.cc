@@ -174,10 +174,10 @@ Result<std::optional<std::string>> conflict_of(Volume& volume, const LoggedRecor
     return std::optional<std::string>{};
 }
 
-Result<> replay_records(Volume& volume, Device& log,
+Result<> replay_records(Volume& volume, Device& log, const LogContents& contents,
                         const std::vector<const LoggedRecord*>& to_replay, Replayer& replayer,
                         ReplayReport& report) {
-    PayloadReader reader(log);
+    PayloadReader reader(log, contents.windows);
     for (const LoggedRecord* record : to_replay) {
         const std::string what = fmt::format("replay: record {}", record->sequence);
         const Payload payload = A4_TRY(reader.read(*record).context(what));
@@ -223,7 +223,7 @@ Result<ReplayReport> replay(Volume& volume, Device& log, const LogContents& cont
             if (!conflict || policy == OnConflict::Force) to_replay.push_back(&record);
         }
         Replayer replayer(volume, report);
-        auto replayed = replay_records(volume, log, to_replay, replayer, report);
+        auto replayed = replay_records(volume, log, contents, to_replay, replayer, report);
         // Also in case of an error: what follows may be a decision to discard.
         auto written = replayer.write_gathered();
         A4_CHECK(std::move(replayed));
