@@ -63,6 +63,7 @@ class Server {
     std::map<const Session*, std::shared_ptr<Session>> sessions_;
     std::vector<std::shared_ptr<Session>> gone_;
     bool stopping_ = false;
+    bool finishing_ = false;  // the target has been told to stop
     bool stats_failed_ = false;
     bool said_poisoned_ = false;
     std::optional<Result<>> stopped_;
