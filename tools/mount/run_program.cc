@@ -22,7 +22,7 @@ Result<std::string> find_in_path(const std::string& name) {
     const char* const own = std::getenv("PATH");
     std::istringstream path(fmt::format("{}:{}", own != nullptr ? own : "", kSystemPath));
     for (std::string directory; std::getline(path, directory, ':');) {
-        std::string file = directory + "/" + name;
+        std::string file = fmt::format("{}/{}", directory, name);
         if (!directory.empty() && ::access(file.c_str(), X_OK) == 0) return file;
     }
     return fail(ENOENT, "{} is not installed", name);
