@@ -153,22 +153,56 @@ class Replayer {
     size_t mappings_ = 0;
 };
 
-// Whether one of the record's files was changed under a mount that is younger than the record.
+// When each file was last written by a live record, in seconds.
+using LastRecords = std::map<std::pair<uint32_t, uint32_t>, uint64_t>;  // by inode, generation
+
+LastRecords last_records(const LogContents& contents) {
+    LastRecords last;
+    for (const LoggedRecord& record : contents.live) {
+        for (const RangeRef& range : record.ranges) {
+            uint64_t& time = last[{range.inode, range.generation}];
+            time = std::max(time, record.time / 1'000'000'000);
+        }
+    }
+    return last;
+}
+
+// Without the needs-replay bit the session was on a mounted volume: the kernel let others write.
+bool mounted_session(const Volume& volume) {
+    return !volume.needs_replay();
+}
+
+// The kernel unmounted the volume after the daemon had died: what was placed is stored, and perhaps
+// overwritten since.
+bool needs_nothing(const Volume& volume, const LogContents& contents, const LoggedRecord& record) {
+    return mounted_session(volume) && session_stamp(volume) == contents.superblock.stamp &&
+           (contents.superblock.flags & kLogInDoubt) == 0 && record.sequence <= contents.placed;
+}
+
+// Whether one of the record's files may hold newer bytes.
 Result<std::optional<std::string>> conflict_of(Volume& volume, const LoggedRecord& record,
-                                               const SessionStamp& stamp) {
+                                               const SessionStamp& stamp, const LastRecords& last) {
     const SessionStamp now = session_stamp(volume);
-    if (now == stamp) return std::optional<std::string>{};
+    if (now == stamp && !mounted_session(volume)) return std::optional<std::string>{};
     for (const RangeRef& range : record.ranges) {
         const auto file = read_file(volume, range.inode, range.generation);
         if (!file && file.error().code == ESTALE) continue;
         A4_CHECK(file);
+        const uint64_t changed = file->inode.i_ctime;
+        const std::string what =
+            fmt::format("{} bytes at {} are not replayed over it", range.length, range.offset);
         // Seconds: an equal second counts as later.
-        if (file->inode.i_ctime >= static_cast<uint32_t>(now.fs_mtime)) {
-            return std::optional(
-                fmt::format("record {}: inode {} was changed after the volume was mounted again: "
-                            "{} bytes at {} "
-                            "are not replayed over it",
-                            record.sequence, range.inode, range.length, range.offset));
+        if (now != stamp && changed >= static_cast<uint32_t>(now.fs_mtime)) {
+            return std::optional(fmt::format(
+                "record {}: inode {} was changed after the volume was mounted again: {}",
+                record.sequence, range.inode, what));
+        }
+        if (mounted_session(volume) &&
+            changed > last.at({range.inode, range.generation}) + kClockSlackSeconds) {
+            return std::optional(fmt::format(
+                "record {}: inode {} was changed after its last record: {} (mount -t atomic4 "
+                "compares the bytes)",
+                record.sequence, range.inode, what));
         }
     }
     return std::optional<std::string>{};
@@ -216,9 +250,11 @@ Result<ReplayReport> replay(Volume& volume, Device& log, const LogContents& cont
     } else {
         // Conflicts are found before anything is placed: replaying touches ctimes itself.
         std::vector<const LoggedRecord*> to_replay;
+        const LastRecords last = last_records(contents);
         for (const LoggedRecord& record : contents.live) {
-            const auto conflict =
-                A4_TRY(conflict_of(volume, record, contents.superblock.stamp).context("replay"));
+            if (needs_nothing(volume, contents, record)) continue;
+            const auto conflict = A4_TRY(
+                conflict_of(volume, record, contents.superblock.stamp, last).context("replay"));
             if (conflict) report.conflicts.push_back(*conflict);
             if (!conflict || policy == OnConflict::Force) to_replay.push_back(&record);
         }

@@ -114,10 +114,10 @@ attach dev vol.img
 touch "$T/programs/broken"
 refused 32 'atomic4d ended with status 3' "$T/programs/mount.atomic4" "$dev" mnt
 err_has '^atomic4d: broken$'
-is "$(cat "$T/programs/called")" "$T/mnt --background"
+is "$(cat "$T/programs/called")" "$T/mnt"
 rm "$T/programs/broken" "$T/programs/called"
 expect_ok "$T/programs/mount.atomic4" "$dev" mnt
-is "$(cat "$T/programs/called")" "$T/mnt --background"
+is "$(cat "$T/programs/called")" "$T/mnt"
 rm "$T/programs/called"
 expect_ok umount.atomic4 mnt
 expect_ok "$T/programs/mount.atomic4" "$dev" mnt -o ro

@@ -155,7 +155,7 @@ Result<> Mounting::start_daemon() {
     std::error_code error;
     auto directory = std::filesystem::canonical(request_.directory, error).string();
     if (error) directory = request_.directory;
-    const auto status = run_program({daemon_, directory, "--background"});
+    const auto status = run_program({daemon_, directory});
     if (status && *status == 0) return {};
     // Unmounted again: nobody may take the volume for one that is served.
     const auto undone = run_program({"umount", "-i", request_.directory});

@@ -19,11 +19,10 @@ sigset_t mask_at_start;
 bool mask_is_known = false;
 
 Result<std::string> find_in_path(const std::string& name) {
-    const char* own = std::getenv("PATH");
-    std::istringstream path((own != nullptr ? std::string(own) + ":" : std::string()) +
-                            kSystemPath);
+    const char* const own = std::getenv("PATH");
+    std::istringstream path(fmt::format("{}:{}", own != nullptr ? own : "", kSystemPath));
     for (std::string directory; std::getline(path, directory, ':');) {
-        std::string file = directory + "/" + name;
+        std::string file = fmt::format("{}/{}", directory, name);
         if (!directory.empty() && ::access(file.c_str(), X_OK) == 0) return file;
     }
     return fail(ENOENT, "{} is not installed", name);
@@ -46,7 +45,7 @@ HeldSignals::~HeldSignals() {
 Result<std::string> find_own_program(const std::string& name) {
     std::error_code error;
     const auto self = std::filesystem::read_symlink("/proc/self/exe", error);
-    const std::string beside = self.parent_path() / name;
+    std::string beside = self.parent_path() / name;
     if (!error && ::access(beside.c_str(), X_OK) == 0) return beside;
     return find_in_path(name);
 }
