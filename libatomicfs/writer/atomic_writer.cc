@@ -425,7 +425,7 @@ void AtomicWriter::write_record(std::span<const GroupItem> items, std::span<cons
                 break;
             }
             ranges.push_back(range);
-            prepared.push_back({std::move(*state), Bytes(0)});
+            prepared.push_back({*state, Bytes(0)});
         }
         if (outcome.items[i]) {
             ++carried;
