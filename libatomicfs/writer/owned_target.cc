@@ -84,7 +84,8 @@ Result<FileRef> OwnedTarget::open_file(ext2_ino_t inode, std::optional<uint32_t>
 
 void OwnedTarget::close(FileRef file) {
     auto& mine = static_cast<OwnedFile&>(*file);
-    if (mine.opens == 0 || --mine.opens > 0) return;
+    if (mine.opens > 0) --mine.opens;
+    if (mine.opens > 0) return;
     const auto known = files_.find(mine.inode);
     if (known != files_.end() && known->second == file) files_.erase(known);
     retire_ = retire_ || mine.logged_before == writer_->retirements() + 1;
