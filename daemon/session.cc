@@ -131,7 +131,8 @@ std::vector<UniqueFd> Session::take_descriptors() {
 void Session::received(int result) {
     receiving_ = false;
     std::vector<UniqueFd> descriptors;
-    if (result > 0) descriptors = take_descriptors();
+    // A packet without bytes looks like the end, and can carry some too.
+    if (result >= 0) descriptors = take_descriptors();
     const auto drop = [&] {
         for (UniqueFd& fd : descriptors) close_foreign(std::move(fd), peer_.uid);
     };
