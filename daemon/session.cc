@@ -138,7 +138,8 @@ void Session::received(int result) {
     };
     if (result <= 0 || ending_) {
         drop();
-        if (result <= 0) disconnect();
+        // end() looks like a client that has gone; what runs still gets its answers.
+        if (result < 0 || !ending_ || outstanding_ == 0) disconnect();
         return;
     }
     const std::span<const std::byte> packet(packet_.get(), static_cast<size_t>(result));
