@@ -23,6 +23,10 @@
 #include "daemon/service_manager.h"
 #include "daemon/socket.h"
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/lsan_interface.h>
+#endif
+
 namespace atomic4 {
 namespace {
 
@@ -211,7 +215,12 @@ int run(Options options) {
             return failed(Error{EIO, options.pid_file + ": the process id can't be written"});
     }
     auto status = run_keeper(std::move(keeper), [&](WorkerStart start) {
-        return serve(options, listener->socket, std::move(start), *detached);
+        const int ended = serve(options, listener->socket, std::move(start), *detached);
+#ifdef __SANITIZE_ADDRESS__
+        // A worker ends without the exit functions, one of which would look.
+        __lsan_do_leak_check();
+#endif
+        return ended;
     });
     if (!listener->own_file.empty()) ::unlink(listener->own_file.c_str());
     if (!options.pid_file.empty()) ::unlink(options.pid_file.c_str());
