@@ -50,6 +50,7 @@ struct FaultDisk::Shared {
         uint64_t data;    // where, in the trace
     };
     uint64_t size = 0;
+    bool records = true;
     std::byte* image = nullptr;
     bool* used = nullptr;  // of each block: was it ever written?
     std::byte* trace = nullptr;
@@ -103,6 +104,7 @@ struct FaultDisk::Shared {
         return true;
     }
     int record(uint64_t offset, std::span<const std::byte> data) {
+        if (!records) return 0;
         const uint64_t number = event_count;
         // Better a test that fails than one that forgets.
         if (number == kMostEvents || trace_used + data.size() > kTraceBytes) return EIO;
@@ -121,14 +123,16 @@ std::optional<std::string> FaultDisk::why_not() {
     return LoopDevice::why_not();
 }
 
-FaultDisk::FaultDisk(const Image& initial) : initial_(initial) {
+FaultDisk::FaultDisk(const Image& initial, Memory memory_of_it) {
     if (initial.empty() || initial.size() % kBlock != 0)
         throw std::runtime_error("fault disk: the image has no whole blocks");
+    if (memory_of_it == Memory::Records) initial_ = initial;
     Shared layout;
     layout.size = initial.size();
     auto* memory = static_cast<std::byte*>(share(sizeof(Shared)));
     shared_ = new (memory) Shared;
     shared_->size = layout.size;
+    shared_->records = memory_of_it == Memory::Records;
     auto* place = static_cast<std::byte*>(share(layout.memory()));
     shared_->trace = place;
     shared_->image = place + kTraceBytes;
@@ -307,7 +311,7 @@ std::unique_ptr<CrashDevice> FaultDisk::recorded() const {
         const auto done = event.length == 0
                               ? trace->flush()
                               : trace->write(ByteOffset(event.offset),
-                                            {shared_->trace + event.data, event.length});
+                                             {shared_->trace + event.data, event.length});
         if (!done) throw std::runtime_error("fault disk: " + done.error().message);
     }
     return trace;

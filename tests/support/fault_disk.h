@@ -34,8 +34,9 @@ class FaultDisk {
     // Why there can be none here.
     static std::optional<std::string> why_not();
 
+    enum class Memory { Records, Forgets };  // the latter has no events, and costs less
     // Attached. initial: a multiple of 4096 bytes. Throws std::runtime_error.
-    explicit FaultDisk(const Image& initial);
+    explicit FaultDisk(const Image& initial, Memory memory = Memory::Records);
     ~FaultDisk();
     FaultDisk(const FaultDisk&) = delete;
     FaultDisk& operator=(const FaultDisk&) = delete;
@@ -66,7 +67,7 @@ class FaultDisk {
     [[noreturn]] static void serve(Shared& shared, int fuse);
     void attach(int file);
 
-    Image initial_;
+    Image initial_;  // empty: not recorded
     Shared* shared_ = nullptr;
     pid_t server_ = -1;
     UniqueFd loop_;
