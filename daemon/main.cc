@@ -10,9 +10,11 @@
 
 #include <CLI/CLI.hpp>
 #include <csignal>
+#include <filesystem>
 #include <fstream>
 #include <iostream>
 
+#include "client/default_socket.h"
 #include "daemon/capabilities.h"
 #include "daemon/detach.h"
 #include "daemon/gate_openers.h"

@@ -1,18 +1,12 @@
 // The daemon's listening socket: an AF_UNIX SOCK_SEQPACKET in the file system.
 #pragma once
 
-#include <array>
 #include <string>
 
 #include "base/result.h"
 #include "base/unique_fd.h"
 
 namespace atomic4 {
-
-inline constexpr const char* kRunDirectory = "/run/atomic4";
-
-// "/run/atomic4/<uuid>.sock"
-std::string default_socket_path(const std::array<uint8_t, 16>& uuid);
 
 // Bound, not yet listening; mode 0660. Makes the default directory. A socket that a dead daemon
 // left is replaced; EADDRINUSE if one answers there; EEXIST if something else has that name.
