@@ -147,6 +147,12 @@ int run(Options options) {
     };
     // Before any thread, and for the worker too.
     if (auto dropped = drop_client_capabilities(); !dropped) return complain(dropped.error());
+    // The background has another working directory.
+    for (std::string* path :
+         {&options.target, &options.socket, &options.stats_file, &options.pid_file}) {
+        std::error_code none;
+        if (!path->empty()) *path = std::filesystem::absolute(*path, none);
+    }
     auto detached = options.foreground ? Result<Detached>(Detached()) : detach();
     if (!detached) return complain(detached.error());
     if (detached->parent()) return detached->wait();
@@ -158,9 +164,7 @@ int run(Options options) {
         return 1;
     };
     if (!listener) return failed(listener.error());
-    const bool own_socket = options.socket.rfind('/', 0) == 0 ||
-                            options.socket.rfind('.', 0) == 0 ||
-                            options.socket.find("service manager") == std::string::npos;
+    const bool own_socket = options.socket.starts_with('/');
     set_up_log(options);
 
     KeeperOptions keeper;
