@@ -132,6 +132,7 @@ Snapshot Server::snapshot() {
     now.log_used = counts.log_used;
     now.log_capacity = counts.log_capacity;
     now.live_records = counts.live_records;
+    now.frozen = counts.frozen;
     now.poisoned = volume_.target().poisoned() != nullptr;
     return now;
 }

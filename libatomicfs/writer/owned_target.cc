@@ -450,6 +450,7 @@ TargetCounts OwnedTarget::counts() const {
     counts.log_capacity = writer_->log_capacity();
     counts.live_records = writer_->live_records();
     counts.files = counts.files_exclusive = files_.size();
+    counts.frozen = frozen_;
     return counts;
 }
 

@@ -90,6 +90,7 @@ struct TargetCounts {
     Bytes log_used, log_capacity;     // now
     uint64_t live_records = 0;        // now
     uint64_t files = 0, files_strict = 0, files_exclusive = 0;  // now
+    bool frozen = false;                                        // now
 };
 
 class Target {
