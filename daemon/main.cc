@@ -116,22 +116,27 @@ int serve(const Options& options, const UniqueFd& listener, WorkerStart start, D
     (void)notify_stopping("stopping").has_value();
     if (!ended) {
         spdlog::error("{}", ended.error().message);
-        return (*volume)->target().poisoned() != nullptr ? kRestartStatus : 1;
+        return it.stopping() ? 1 : kRestartStatus;
     }
     spdlog::info("stopped");
     return 0;
 }
 
-Result<UniqueFd> listener_for(Options& options) {
+// Its file is ours to remove, unless the service manager made it.
+struct Listener {
+    UniqueFd socket;
+    std::string own_file;
+};
+
+Result<Listener> listener_for(Options& options) {
     auto passed = A4_TRY(listen_socket());
     if (passed) {
         options.socket = "the service manager's socket";
-        return std::move(*passed);
+        return Listener{std::move(*passed), {}};
     }
-    if (options.socket.empty()) {
+    if (options.socket.empty())
         options.socket = default_socket_path(A4_TRY(uuid_of_target(options.target)));
-    }
-    return bind_socket(options.socket);
+    return Listener{A4_TRY(bind_socket(options.socket)), options.socket};
 }
 
 int run(Options options) {
@@ -145,14 +150,13 @@ int run(Options options) {
         std::cerr << "atomic4d: " << error.message << "\n";
         return 1;
     };
-    // Before any thread, and for the worker too.
-    if (auto dropped = drop_client_capabilities(); !dropped) return complain(dropped.error());
     // The background has another working directory.
     for (std::string* path :
          {&options.target, &options.socket, &options.stats_file, &options.pid_file}) {
-        std::error_code none;
-        if (!path->empty()) *path = std::filesystem::absolute(*path, none);
+        if (!path->empty() && !options.foreground) *path = std::filesystem::absolute(*path);
     }
+    // Before any thread, and for the worker too.
+    if (auto dropped = drop_client_capabilities(); !dropped) return complain(dropped.error());
     auto detached = options.foreground ? Result<Detached>(Detached()) : detach();
     if (!detached) return complain(detached.error());
     if (detached->parent()) return detached->wait();
@@ -164,7 +168,7 @@ int run(Options options) {
         return 1;
     };
     if (!listener) return failed(listener.error());
-    const bool own_socket = options.socket.starts_with('/');
+
     set_up_log(options);
 
     KeeperOptions keeper;
@@ -172,6 +176,13 @@ int run(Options options) {
         if (auto group = OpenWatch::new_group()) keeper.group = std::move(*group);
     }
     keeper.report = [](const std::string& line) { spdlog::warn("{}", line); };
+    keeper.on_let_through = [&options](const WorkerEnd& end) {
+        // From here on anybody may write newer bytes over what is live in the log.
+        if (!end.was_ready || !is_mounted_target(options.target)) return;
+        if (auto noted = note_unguarded(options.target); !noted)
+            spdlog::error("openers go on unguarded, which can't be noted: {}",
+                          noted.error().message);
+    };
     if (!options.pid_file.empty()) {
         std::ofstream out(options.pid_file);
         out << ::getpid() << "\n";
@@ -179,9 +190,9 @@ int run(Options options) {
             return failed(Error{EIO, options.pid_file + ": the process id can't be written"});
     }
     auto status = run_keeper(std::move(keeper), [&](WorkerStart start) {
-        return serve(options, *listener, std::move(start), *detached);
+        return serve(options, listener->socket, std::move(start), *detached);
     });
-    if (own_socket) ::unlink(options.socket.c_str());
+    if (!listener->own_file.empty()) ::unlink(listener->own_file.c_str());
     if (!options.pid_file.empty()) ::unlink(options.pid_file.c_str());
     if (!status) return failed(status.error());
     return *status;

@@ -190,7 +190,9 @@ void Server::begin_stop() {
 }
 
 void Server::finish_stop() {
-    if (!sessions_.empty() || stopped_) return;
+    // Sessions that end at once have brought us here already.
+    if (!sessions_.empty() || finishing_ || stopped_) return;
+    finishing_ = true;
     volume_.target().stop([this](Result<> done) { stopped_ = std::move(done); });
 }
 

@@ -39,6 +39,8 @@ class Server {
     // Until a signal ends it. An error: the volume is in doubt or the loop is broken; a restart
     // recovers.
     Result<> run();
+    // A signal has ended it.
+    bool stopping() const { return stopping_; }
 
   private:
     void accept();
@@ -61,6 +63,7 @@ class Server {
     std::map<const Session*, std::shared_ptr<Session>> sessions_;
     std::vector<std::shared_ptr<Session>> gone_;
     bool stopping_ = false;
+    bool finishing_ = false;  // the target has been told to stop
     bool stats_failed_ = false;
     bool said_poisoned_ = false;
     std::optional<Result<>> stopped_;

@@ -530,8 +530,8 @@ TargetCounts MountedTarget::counts() const {
     counts.log_used = commit_->log().used();
     counts.log_capacity = commit_->log().capacity();
     counts.live_records = commit_->log().live_count();
-    counts.files = files_.size();
     counts.frozen = frozen_;
+    counts.files = files_.size();
     for (const auto& [inode, file] : files_)
         ++(file->access.ack() == Ack::Strict ? counts.files_strict : counts.files_exclusive);
     return counts;

@@ -12,7 +12,7 @@ for page in "$man"/*.[1-9]; do
     [ "$STATUS" -eq 0 ] || { show_output && die "mandoc finds faults in $page"; }
     CHECKS=$((CHECKS + 1))
 done
-for name in atomic4ctl.8 mkfs.atomic4.8 atomic4.5 atomic4.7; do
+for name in atomic4ctl.8 mkfs.atomic4.8 mount.atomic4.8 umount.atomic4.8 atomic4.5 atomic4.7; do
     [ -e "$man/$name" ] || die "there is no $name"
 done
 
