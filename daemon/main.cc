@@ -15,6 +15,7 @@
 #include <fstream>
 #include <iostream>
 
+#include "client/default_socket.h"
 #include "daemon/capabilities.h"
 #include "daemon/detach.h"
 #include "daemon/gate_openers.h"

@@ -8,6 +8,8 @@
 
 #include <cstring>
 
+#include "client/default_socket.h"
+
 namespace atomic4 {
 namespace {
 
@@ -50,13 +52,6 @@ Result<> set_group(const std::string& path, gid_t group) {
 }
 
 }  // namespace
-
-std::string default_socket_path(const std::array<uint8_t, 16>& uuid) {
-    std::string name;
-    for (size_t i = 0; i < uuid.size(); ++i)
-        name += fmt::format("{}{:02x}", i == 4 || i == 6 || i == 8 || i == 10 ? "-" : "", uuid[i]);
-    return fmt::format("{}/{}.sock", kRunDirectory, name);
-}
 
 Result<UniqueFd> bind_socket(const std::string& path, const SocketAccess& access) {
     sockaddr_un address{};

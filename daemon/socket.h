@@ -3,7 +3,6 @@
 
 #include <sys/types.h>
 
-#include <array>
 #include <optional>
 #include <string>
 
@@ -11,11 +10,6 @@
 #include "base/unique_fd.h"
 
 namespace atomic4 {
-
-inline constexpr const char* kRunDirectory = "/run/atomic4";
-
-// "/run/atomic4/<uuid>.sock"
-std::string default_socket_path(const std::array<uint8_t, 16>& uuid);
 
 // Who may connect: who may write the socket. What a client may then do is another matter
 // (authority.h), so that even 0666 opens no file to anybody.
