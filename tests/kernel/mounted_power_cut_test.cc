@@ -178,7 +178,7 @@ class MountedPowerCutTest : public ::testing::Test {
     }
     // Recoveries come later than the slack within which times say nothing.
     static void wait_until_times_tell() {
-        std::this_thread::sleep_for(std::chrono::nanoseconds(kClockSlack) +
+        std::this_thread::sleep_for(std::chrono::seconds(kClockSlackSeconds) +
                                     std::chrono::milliseconds(500));
     }
     std::string where(size_t cut, uint64_t fate) const {
