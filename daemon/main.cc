@@ -1,5 +1,6 @@
 // atomic4d: parses, keeps, serves (keeper.h, server.h).
 #include <fcntl.h>
+#include <grp.h>
 #include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/sinks/syslog_sink.h>
 #include <spdlog/spdlog.h>
@@ -23,12 +24,17 @@
 #include "daemon/service_manager.h"
 #include "daemon/socket.h"
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/lsan_interface.h>
+#endif
+
 namespace atomic4 {
 namespace {
 
 struct Options {
     std::string target;
     std::string socket;
+    std::string socket_mode = "0660";
     std::string socket_group;
     std::string stats_file;
     std::string engine = "auto";
@@ -122,6 +128,25 @@ int serve(const Options& options, const UniqueFd& listener, WorkerStart start, D
     return 0;
 }
 
+// An octal mode, as chmod(1) takes it.
+std::optional<mode_t> parse_mode(const std::string& text) {
+    if (text.empty() || text.size() > 4 || text.find_first_not_of("01234567") != std::string::npos)
+        return std::nullopt;
+    const unsigned long mode = std::stoul(text, nullptr, 8);
+    return mode <= 0777 ? std::optional(static_cast<mode_t>(mode)) : std::nullopt;
+}
+
+Result<SocketAccess> socket_access(const Options& options) {
+    SocketAccess access;
+    access.mode = parse_mode(options.socket_mode).value_or(access.mode);
+    if (options.socket_group.empty()) return access;
+    const struct group* found = ::getgrnam(options.socket_group.c_str());
+    if (found == nullptr)
+        return fail(ENOENT, "--socket-group {}: there is no such group", options.socket_group);
+    access.group = found->gr_gid;
+    return access;
+}
+
 // Its file is ours to remove, unless the service manager made it.
 struct Listener {
     UniqueFd socket;
@@ -136,7 +161,8 @@ Result<Listener> listener_for(Options& options) {
     }
     if (options.socket.empty())
         options.socket = default_socket_path(A4_TRY(uuid_of_target(options.target)));
-    return Listener{A4_TRY(bind_socket(options.socket)), options.socket};
+    return Listener{A4_TRY(bind_socket(options.socket, A4_TRY(socket_access(options)))),
+                    options.socket};
 }
 
 int run(Options options) {
@@ -190,7 +216,12 @@ int run(Options options) {
             return failed(Error{EIO, options.pid_file + ": the process id can't be written"});
     }
     auto status = run_keeper(std::move(keeper), [&](WorkerStart start) {
-        return serve(options, listener->socket, std::move(start), *detached);
+        const int ended = serve(options, listener->socket, std::move(start), *detached);
+#ifdef __SANITIZE_ADDRESS__
+        // A worker ends without the exit functions, one of which would look.
+        __lsan_do_leak_check();
+#endif
+        return ended;
     });
     if (!listener->own_file.empty()) ::unlink(listener->own_file.c_str());
     if (!options.pid_file.empty()) ::unlink(options.pid_file.c_str());
@@ -209,6 +240,15 @@ int main_program(int argc, char** argv) {
         ->required();
     app.add_option("--socket", options.socket, "Socket to listen on [/run/atomic4/UUID.sock]")
         ->type_name("PATH");
+    app.add_option("--socket-mode", options.socket_mode, "Who may connect: the socket's mode")
+        ->type_name("OCTAL")
+        ->check([](const std::string& text) {
+            return parse_mode(text) ? std::string() : "not an octal mode up to 0777: " + text;
+        })
+        ->capture_default_str();
+    app.add_option("--socket-group", options.socket_group,
+                   "Who may connect: the socket's group [the daemon's]")
+        ->type_name("NAME");
     app.add_option("--engine", options.engine, "Engine of files that don't ask for one")
         ->check(CLI::IsMember({"auto", "native", "logged"}))
         ->capture_default_str();

@@ -31,6 +31,8 @@ struct ServerOptions {
 class Server {
   public:
     static constexpr std::chrono::seconds kStopTime{5};
+    // Of these, for clients to get the answers to what they have asked.
+    static constexpr std::chrono::seconds kAnswerTime{2};
 
     // listener: bound and listening. signals: a signalfd with SIGTERM, SIGINT and SIGHUP.
     Server(EventLoop& loop, VolumeService& volume, UniqueFd listener, UniqueFd signals,
