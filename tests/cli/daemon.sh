@@ -88,7 +88,7 @@ exclusive() { by --json status mnt/db | jq -e '.ack == "exclusive"' >/dev/null; 
 wait_for exclusive
 
 expect_ok by stats
-json_holds '.target | endswith("/mnt")' '.writes.logged.count == 3' '.writes.plain.count == 1' \
+json_holds '.target == "mnt"' '.writes.logged.count == 3' '.writes.plain.count == 1' \
     '.writes.all.bytes == 65536' '.reads.bytes == 1048576' '.errors == {}' '(.frozen or .poisoned) | not'
 expect_ok by stats --prometheus
 prometheus "$OUT"
