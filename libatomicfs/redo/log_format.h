@@ -37,7 +37,10 @@ inline constexpr uint32_t kRecordPad = 2;
 inline constexpr uint32_t kLogInDoubt = 1;
 // Somebody may have opened files of live records unnoticed: their newer bytes count.
 inline constexpr uint32_t kLogUnguarded = 2;
-inline constexpr uint32_t kLogFlags = kLogInDoubt | kLogUnguarded;
+// A replay where nobody sees the volume has judged all records and is placing them; the stamp is
+// that mount's. If it is cut, what changed the files since was itself.
+inline constexpr uint32_t kLogReplaying = 4;
+inline constexpr uint32_t kLogFlags = kLogInDoubt | kLogUnguarded | kLogReplaying;
 
 // No session is open and the record space holds nothing, whatever its bytes say.
 inline constexpr uint64_t kNoEpoch = 0;

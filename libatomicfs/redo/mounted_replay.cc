@@ -92,8 +92,9 @@ class MountedReplay {
           writable_(volume, O_RDWR) {
         const SessionStamp& session = contents.superblock.stamp;
         const auto& before = history.before_private_mount;
-        only_ours_ = before && before->stamp == session;
-        went_on_ = now == session || (only_ours_ && before->clean);
+        only_ours_ = before && *before == session;
+        replaying_ = (contents.superblock.flags & kLogReplaying) != 0;
+        went_on_ = now == session && !replaying_;
         in_doubt_ = (contents.superblock.flags & kLogInDoubt) != 0;
         report_.end = contents.end;
         report_.end_detail = contents.end_detail;
@@ -106,6 +107,7 @@ class MountedReplay {
             A4_CHECK(find_files());
             plan();
             A4_CHECK(judge());
+            A4_CHECK(begin_placing());
             A4_CHECK(place());
             A4_CHECK(flush());
             tell();
@@ -143,6 +145,7 @@ class MountedReplay {
     Result<> judge();
     Result<bool> gave_up(FileKey key, ReplayFile& file, Error error);
     Result<> place_range(const OperationRange& range, std::span<const std::byte> payload);
+    Result<> begin_placing();
     Result<> place();
     Result<> grow();
     Result<> flush();
@@ -155,6 +158,7 @@ class MountedReplay {
     SessionStamp now_;
     bool only_ours_ = false;
     bool went_on_ = false;
+    bool replaying_ = false;
     bool in_doubt_ = false;
     HandleFiles readable_;
     HandleFiles writable_;
@@ -199,7 +203,9 @@ Result<> MountedReplay::find_files() {
 bool MountedReplay::is_suspicious(const ReplayFile& file) const {
     if (policy_ == OnConflict::Force) return false;
     if (file.changed <= file.last_record + kClockSlackSeconds * kNanoseconds) return false;
-    if (went_on_ && !only_ours_) {
+    // Nobody but an earlier replay, which had judged.
+    if (only_ours_ && replaying_) return false;
+    if (went_on_) {
         // Who was told "in doubt" may have written again by other means.
         const bool unguarded = (contents_.superblock.flags & kLogUnguarded) != 0;
         return unguarded || !history_.guard_unbroken || in_doubt_;
@@ -348,6 +354,17 @@ Result<> MountedReplay::place_range(const OperationRange& range,
         report_.bytes += Bytes(bytes.size());
     }
     return {};
+}
+
+// Only where nobody else can write meanwhile.
+Result<> MountedReplay::begin_placing() {
+    const bool conflicts =
+        std::ranges::any_of(files_, [](const auto& file) { return file.second.conflicts > 0; });
+    if (!only_ours_ || conflicts || contents_.end == LogEnd::Corrupt) return {};
+    LogState state = contents_.superblock;
+    state.flags |= kLogReplaying;
+    state.stamp = now_;
+    return store_superblocks(volume_.log(), state, contents_.slot);
 }
 
 Result<> MountedReplay::place() {

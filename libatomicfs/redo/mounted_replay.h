@@ -12,7 +12,7 @@
 //     made its writes wait for retirement, and who opened it had to wait for that (strict,
 //     exclusive). Unless the guard was broken, which is what times are for.
 //
-// The kernel went on since the session (same mount, or unmounted cleanly): only the daemon died.
+// The kernel went on since the session (the same mount): only the daemon died.
 // What is placed stays placed, whoever has written since. An operation that isn't known to be
 // placed is compared with the file: if all of it or nothing of it is there, it is left; if part of
 // it, it is finished.
@@ -23,7 +23,10 @@
 //
 // Conflicts: where somebody else may have written, a file whose ctime is later than its last
 // record, by more than kClockSlackSeconds, is under suspicion. Bytes that differ there are not
-// overwritten: the operation is reported, and stays in the log (policy Keep).
+// overwritten: the operation is reported, and stays in the log (policy Keep). A replay in a private
+// mount says in the log that it has begun (kLogReplaying), since it changes ctimes itself: cut and
+// begun again, it doesn't suspect itself. That a volume was unmounted cleanly proves nothing: a
+// read-only mount or e2fsck may have recovered ext4's journal after a crash.
 //
 // The last writer of each byte range wins, so each byte is written once, through the page cache,
 // and flushed at the end. Idempotent; at its end everything is durable, then the log is emptied. A
@@ -42,12 +45,8 @@ namespace atomic4 {
 
 // What the caller knows of the time between the record's session and now.
 struct MountHistory {
-    // The volume as it was before the mount that this process made itself, where nobody saw it.
-    struct Before {
-        SessionStamp stamp;
-        bool clean = false;  // unmounted cleanly: no journal to recover
-    };
-    std::optional<Before> before_private_mount;
+    // The volume's stamp before the mount that this process made itself, where nobody saw it.
+    std::optional<SessionStamp> before_private_mount;
     // The guard that holds openers of files with live records was never released.
     bool guard_unbroken = false;
 };

@@ -172,11 +172,20 @@ bool mounted_session(const Volume& volume) {
     return !volume.needs_replay();
 }
 
-// The kernel unmounted the volume after the daemon had died: what was placed is stored, and perhaps
-// overwritten since.
-bool needs_nothing(const Volume& volume, const LogContents& contents, const LoggedRecord& record) {
-    return mounted_session(volume) && session_stamp(volume) == contents.superblock.stamp &&
-           (contents.superblock.flags & kLogInDoubt) == 0 && record.sequence <= contents.placed;
+// A replay that was cut had judged already, and what changed since was itself.
+bool replaying(const Volume& volume, const LogState& log) {
+    return (log.flags & kLogReplaying) != 0 && session_stamp(volume) == log.stamp;
+}
+
+// Said in the log before anything is placed, where times will be asked: a replay changes them.
+Result<> begin_placing(const Volume& volume, Device& log, const LogContents& contents) {
+    LogState state = contents.superblock;
+    const SessionStamp now = session_stamp(volume);
+    if (!mounted_session(volume) && now == state.stamp) return {};
+    if (replaying(volume, state) || contents.end == LogEnd::Corrupt) return {};
+    state.flags |= kLogReplaying;
+    state.stamp = now;
+    return store_superblocks(log, state, contents.slot);
 }
 
 // Whether one of the record's files may hold newer bytes.
@@ -252,12 +261,16 @@ Result<ReplayReport> replay(Volume& volume, Device& log, const LogContents& cont
         std::vector<const LoggedRecord*> to_replay;
         const LastRecords last = last_records(contents);
         for (const LoggedRecord& record : contents.live) {
-            if (needs_nothing(volume, contents, record)) continue;
-            const auto conflict = A4_TRY(
-                conflict_of(volume, record, contents.superblock.stamp, last).context("replay"));
+            std::optional<std::string> conflict;
+            if (!replaying(volume, contents.superblock)) {
+                conflict = A4_TRY(
+                    conflict_of(volume, record, contents.superblock.stamp, last).context("replay"));
+            }
             if (conflict) report.conflicts.push_back(*conflict);
             if (!conflict || policy == OnConflict::Force) to_replay.push_back(&record);
         }
+        if (!to_replay.empty() && report.conflicts.empty())
+            A4_CHECK(begin_placing(volume, log, contents).context("replay"));
         Replayer replayer(volume, report);
         auto replayed = replay_records(volume, log, contents, to_replay, replayer, report);
         // Also in case of an error: what follows may be a decision to discard.

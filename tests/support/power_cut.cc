@@ -25,13 +25,18 @@ std::vector<std::byte> contents_or_nothing(const std::string& path) {
     return file_contents(path);
 }
 
+bool unmounted_cleanly(const Image& image) {
+    constexpr uint32_t kNeedsRecovery = 0x4;
+    return (field<le32>(image, 0x60) & kNeedsRecovery) == 0 && (field<le16>(image, 0x3a) & 1) != 0;
+}
+
 // The journal's replay, by e2fsck. It refuses the volume at last, since the journal brought the
 // gate bit back.
 std::string replay_journal(Image& image) {
     Image replayed;
     const Fsck journal = e2fsck(image, {"-p", "-E", "journal_only"}, &replayed);
     image = std::move(replayed);
-    return before_mount(image).clean ? "" : "e2fsck -E journal_only: " + journal.output;
+    return unmounted_cleanly(image) ? "" : "e2fsck -E journal_only: " + journal.output;
 }
 
 bool has_orphans(const Image& image) {
@@ -69,15 +74,11 @@ const char* to_text(Recovery way) {
     return "";
 }
 
-MountHistory::Before before_mount(const Image& image) {
-    constexpr uint32_t kNeedsRecovery = 0x4;
-    MountHistory::Before before;
-    before.stamp.fs_mtime =
-        field<le32>(image, 0x2c) | (uint64_t{field<uint8_t>(image, 0x275)} << 32);
-    before.stamp.fs_mnt_count = field<le16>(image, 0x34);
-    before.clean =
-        (field<le32>(image, 0x60) & kNeedsRecovery) == 0 && (field<le16>(image, 0x3a) & 1) != 0;
-    return before;
+SessionStamp stamp_of(const Image& image) {
+    SessionStamp stamp;
+    stamp.fs_mtime = field<le32>(image, 0x2c) | (uint64_t{field<uint8_t>(image, 0x275)} << 32);
+    stamp.fs_mnt_count = field<le16>(image, 0x34);
+    return stamp;
 }
 
 std::string judge_mounted(const std::string& dir, const WriteHistory& history, size_t position) {
@@ -94,7 +95,7 @@ void recover_mounted(const Image& image, Recovery way, const std::string& dir,
                      const WriteHistory& history, size_t position, FaultDisk::Memory memory,
                      Recovered& result) {
     MountHistory known;
-    if (way == Recovery::PrivateMount) known.before_private_mount = before_mount(image);
+    if (way == Recovery::PrivateMount) known.before_private_mount = stamp_of(image);
     FaultDisk disk(image, memory);
     Mount mount(disk.device(), dir, {"-t", "ext4"});
     if (way == Recovery::PrivateMount || way == Recovery::PlainMount) {

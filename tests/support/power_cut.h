@@ -18,7 +18,7 @@ enum class Recovery {
 const char* to_text(Recovery way);
 
 // What mount.atomic4 knows of the volume before it mounts it.
-MountHistory::Before before_mount(const Image& image);
+SessionStamp stamp_of(const Image& image);
 
 struct Recovered {
     std::string complaint;  // empty: all is as it must be

@@ -284,7 +284,8 @@ TEST_F(ReplayOfMounted, NewerBytesOfOthersAreAConflict) {
     EXPECT_TRUE(content(number) == with_record());
 }
 
-TEST_F(ReplayOfMounted, WhatWasPlacedIsLeftAfterACleanUnmount) {
+// A read-only mount or e2fsck may have recovered the journal after a crash.
+TEST_F(ReplayOfMounted, WhatWasPlacedIsPlacedAgain) {
     start_default();
     open();
     const auto number = create("/f", 65536, 16384);
@@ -293,20 +294,10 @@ TEST_F(ReplayOfMounted, WhatWasPlacedIsLeftAfterACleanUnmount) {
     die();
     spoil(number, 0, 16384);
     as_if_mounted();
-    const Image unmounted = memory->contents();
-    Image want(65536);
-    std::fill_n(want.begin(), 8192, std::byte{0xdd});
-    std::fill_n(want.begin() + 8192, 8192, std::byte{2});
-    EXPECT_EQ(open()->records, 1u);
-    EXPECT_TRUE(content(number) == want);
-    // Mounted again in between, by a crash: all of them are needed.
-    start(unmounted);
-    edit_super(memory->contents(), [](ext2_super_block& super) {
-        super.s_mtime = static_cast<uint32_t>(time(nullptr)) + 1000;
-        ++super.s_mnt_count;
-    });
     EXPECT_EQ(open()->records, 2u);
+    Image want(65536);
     std::fill_n(want.begin(), 8192, std::byte{1});
+    std::fill_n(want.begin() + 8192, 8192, std::byte{2});
     EXPECT_TRUE(content(number) == want);
 }
 

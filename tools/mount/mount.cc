@@ -22,7 +22,6 @@ struct Unmounted {
     SessionStamp stamp;
     bool gate = false;
     bool needs_replay = false;
-    bool clean = false;
     bool write_protected = false;
 };
 
@@ -49,8 +48,6 @@ Result<Unmounted> look_at(const Context& context, const MountRequest& request) {
     found.stamp = {super.s_mtime, super.s_mnt_count};
     found.gate = (super.s_feature_compat & kFeatureCompatAtomic4) != 0;
     found.needs_replay = (super.s_feature_incompat & kFeatureIncompatNeedsReplay) != 0;
-    found.clean = (super.s_state & EXT2_VALID_FS) != 0 &&
-                  (super.s_feature_incompat & EXT3_FEATURE_INCOMPAT_RECOVER) == 0;
     return found;
 }
 
@@ -143,7 +140,7 @@ Result<> Mounting::replay(const std::string& where, const Unmounted& before) {
     MountHistory history;
     // One mount since we looked, so ours; 16 bits on disk.
     if (now.count == ((before.stamp.fs_mnt_count + 1) & 0xffff))
-        history.before_private_mount = {before.stamp, before.clean};
+        history.before_private_mount = before.stamp;
     const MountedLog log = A4_TRY(recover_mounted_log(*volume, history));
     if (log.replayed) tell(*log.replayed);
     return {};
