@@ -48,5 +48,8 @@ expect_ok cc -Wall -Wextra -Werror -o example "$ATOMIC4_SOURCE/daemon/example.c"
 capture env LD_LIBRARY_PATH="$library" ./example "$T/none" "$OUT"
 is "$STATUS" 1
 err_has "^$OUT: connecting to $T/none: No such file or directory"
+# README.md shows that program, from main on.
+is "$(sed -n '/^int main/,$p' "$ATOMIC4_SOURCE/daemon/example.c")" \
+    "$(sed -n '/^int main/,/^```/p' "$ATOMIC4_SOURCE/README.md" | grep -v '^```')"
 # Only its own names are seen by a program.
 is "$(nm -D --defined-only "$library/libatomic4client.so.0" | awk '$2 != "A" && $3 !~ /^a4_/' | wc -l)" 0
