@@ -39,6 +39,7 @@ Result<Detached> detach() {
     if (::chdir("/") != 0) return fail(Error::from_errno(errno, "/"));
     // Whoever waits for the end of our output must not wait for a daemon's. Words go by the pipe.
     const UniqueFd null(::open("/dev/null", O_RDWR | O_CLOEXEC));
+    if (!null) return fail(Error::from_errno(errno, "/dev/null"));
     for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) ::dup2(null.get(), fd);
     detached.pipe_ = std::move(write_end);
     return detached;

@@ -103,6 +103,11 @@ expect_ok by --json ping -c 2
 json_holds '.count == 2' '.target == "mounted"' '.min_us > 0' '.min_us <= .avg_us' \
     '.avg_us <= .max_us' '.mdev_us >= 0' '.socket | endswith("/sock")'
 
+# The example that README.md shows.
+expect_ok client_example "$socket" mnt/db
+out_has '^16384 bytes are durable; pages of 4096 to [0-9]+ bytes are possible$'
+slice mnt/db 0 16384 | cmp - <(zeros 16K | tr '\0' x) || die "the example's bytes aren't there"
+
 # --- freezing ---------------------------------------------------------------------------------
 expect_ok by freeze
 out_has "^$socket: frozen: writes wait until atomic4ctl thaw\$"
@@ -112,7 +117,7 @@ by write mnt/db --offset 0 --from two >frozen.out &
 writer=$!
 waits() { by stats | jq -e '.clients == 2 and .open_handles == 1' >/dev/null; }
 wait_for waits
-slice mnt/db 0 16384 | cmp - one || die "a write in a frozen volume"
+slice mnt/db 0 16384 | cmp -s - two && die "a write in a frozen volume"
 expect_ok by --json thaw
 json_holds '.frozen | not' '.socket != ""'
 wait $writer
@@ -178,7 +183,7 @@ expect_fail 1 'none: No such file' atomic4d "$T/none"
 
 stop
 prometheus stats.prom
-grep -q '^atomic4_writes_total{engine="logged"} 5$' stats.prom || die "not all writes are in --stats"
+grep -q '^atomic4_writes_total{engine="logged"} 6$' stats.prom || die "not all writes are in --stats"
 umount mnt
 check_clean vol.img
 

@@ -57,8 +57,9 @@ Result<int> run(const Context& context, const PreallocCommand& command);
 
 struct StatusCommand {
     std::string device;  // empty: through a daemon
-    std::string socket;  // of it; empty: the default place of the volume that path lies on
     std::string path;
+    // Of the daemon; empty: at the default place of the volume that path lies on.
+    std::string socket = {};
 };
 Result<int> run(const Context& context, const StatusCommand& command);
 
@@ -76,22 +77,24 @@ Result<int> run(const Context& context, const MapCommand& command);
 
 struct WriteCommand {
     std::string device;  // empty: through a daemon
-    std::string socket;  // of it; empty: the default place of the volume that path lies on
     std::string path;
     ByteOffset offset;
     std::optional<Bytes> length;  // default: all of the input
     std::string from = "-";       // a file, or standard input
     bool plain = false;
     Engine engine = Engine::Auto;
+    // Of the daemon; empty: at the default place of the volume that path lies on.
+    std::string socket = {};
 };
 Result<int> run(const Context& context, const WriteCommand& command);
 
 struct ReadCommand {
     std::string device;  // empty: through a daemon
-    std::string socket;  // of it; empty: the default place of the volume that path lies on
     std::string path;
     ByteOffset offset;
     Bytes length;
+    // Of the daemon; empty: at the default place of the volume that path lies on.
+    std::string socket = {};
 };
 Result<int> run(const Context& context, const ReadCommand& command);
 

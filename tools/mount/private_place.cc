@@ -6,15 +6,10 @@
 
 #include <cstdlib>
 
+#include "client/default_socket.h"
 #include "mount/run_program.h"
 
 namespace atomic4::tools {
-
-namespace {
-
-constexpr const char* kRunDirectory = "/run/atomic4";
-
-}  // namespace
 
 Result<> PrivatePlace::make() {
     if (::mkdir(kRunDirectory, 0755) != 0 && errno != EEXIST)
