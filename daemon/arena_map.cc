@@ -24,6 +24,8 @@ Result<std::shared_ptr<ArenaMap>> ArenaMap::map(const UniqueFd& memfd, Bytes siz
                     size);
     void* memory =
         ::mmap(nullptr, size.value(), PROT_READ | PROT_WRITE, MAP_SHARED, memfd.get(), 0);
+    if (memory == MAP_FAILED && (errno == EACCES || errno == EPERM))
+        return fail(EINVAL, "the arena must be open and unsealed for writing");
     if (memory == MAP_FAILED) return fail(Error::from_errno(errno, "mapping the arena"));
     return std::shared_ptr<ArenaMap>(new ArenaMap(static_cast<std::byte*>(memory), size));
 }

@@ -37,6 +37,9 @@ Result<Detached> detach() {
     }
     ::setsid();
     if (::chdir("/") != 0) return fail(Error::from_errno(errno, "/"));
+    // Whoever waits for the end of our output must not wait for a daemon's. Words go by the pipe.
+    const UniqueFd null(::open("/dev/null", O_RDWR | O_CLOEXEC));
+    for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) ::dup2(null.get(), fd);
     detached.pipe_ = std::move(write_end);
     return detached;
 }
@@ -49,8 +52,9 @@ int Detached::wait() {
         if (n < 0 && errno == EINTR) continue;
         if (n <= 0) break;
         said.append(buffer.data(), static_cast<size_t>(n));
+        // Not only at the end of the pipe: the keeper holds it as long as it lives.
+        if (said == "+") return 0;
     }
-    if (said == "+") return 0;
     if (said.empty()) said = "atomic4d: it ended before it was ready";
     write_all(STDERR_FILENO, said + "\n");
     return 1;
@@ -60,8 +64,6 @@ void Detached::ready() {
     if (!pipe_) return;
     write_all(pipe_.get(), "+");
     pipe_.reset();
-    const UniqueFd null(::open("/dev/null", O_RDWR | O_CLOEXEC));
-    for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) ::dup2(null.get(), fd);
 }
 
 void Detached::failed(const std::string& message) {

@@ -1,5 +1,6 @@
 // atomic4d: parses, keeps, serves (keeper.h, server.h).
 #include <fcntl.h>
+#include <grp.h>
 #include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/sinks/syslog_sink.h>
 #include <spdlog/spdlog.h>
@@ -10,9 +11,11 @@
 
 #include <CLI/CLI.hpp>
 #include <csignal>
+#include <filesystem>
 #include <fstream>
 #include <iostream>
 
+#include "client/default_socket.h"
 #include "daemon/capabilities.h"
 #include "daemon/detach.h"
 #include "daemon/gate_openers.h"
@@ -21,12 +24,17 @@
 #include "daemon/service_manager.h"
 #include "daemon/socket.h"
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/lsan_interface.h>
+#endif
+
 namespace atomic4 {
 namespace {
 
 struct Options {
     std::string target;
     std::string socket;
+    std::string socket_mode = "0660";
     std::string socket_group;
     std::string stats_file;
     std::string engine = "auto";
@@ -114,22 +122,47 @@ int serve(const Options& options, const UniqueFd& listener, WorkerStart start, D
     (void)notify_stopping("stopping").has_value();
     if (!ended) {
         spdlog::error("{}", ended.error().message);
-        return (*volume)->target().poisoned() != nullptr ? kRestartStatus : 1;
+        return it.stopping() ? 1 : kRestartStatus;
     }
     spdlog::info("stopped");
     return 0;
 }
 
-Result<UniqueFd> listener_for(Options& options) {
+// An octal mode, as chmod(1) takes it.
+std::optional<mode_t> parse_mode(const std::string& text) {
+    if (text.empty() || text.size() > 4 || text.find_first_not_of("01234567") != std::string::npos)
+        return std::nullopt;
+    const unsigned long mode = std::stoul(text, nullptr, 8);
+    return mode <= 0777 ? std::optional(static_cast<mode_t>(mode)) : std::nullopt;
+}
+
+Result<SocketAccess> socket_access(const Options& options) {
+    SocketAccess access;
+    access.mode = parse_mode(options.socket_mode).value_or(access.mode);
+    if (options.socket_group.empty()) return access;
+    const struct group* found = ::getgrnam(options.socket_group.c_str());
+    if (found == nullptr)
+        return fail(ENOENT, "--socket-group {}: there is no such group", options.socket_group);
+    access.group = found->gr_gid;
+    return access;
+}
+
+// Its file is ours to remove, unless the service manager made it.
+struct Listener {
+    UniqueFd socket;
+    std::string own_file;
+};
+
+Result<Listener> listener_for(Options& options) {
     auto passed = A4_TRY(listen_socket());
     if (passed) {
         options.socket = "the service manager's socket";
-        return std::move(*passed);
+        return Listener{std::move(*passed), {}};
     }
-    if (options.socket.empty()) {
+    if (options.socket.empty())
         options.socket = default_socket_path(A4_TRY(uuid_of_target(options.target)));
-    }
-    return bind_socket(options.socket);
+    return Listener{A4_TRY(bind_socket(options.socket, A4_TRY(socket_access(options)))),
+                    options.socket};
 }
 
 int run(Options options) {
@@ -143,6 +176,11 @@ int run(Options options) {
         std::cerr << "atomic4d: " << error.message << "\n";
         return 1;
     };
+    // The background has another working directory.
+    for (std::string* path :
+         {&options.target, &options.socket, &options.stats_file, &options.pid_file}) {
+        if (!path->empty() && !options.foreground) *path = std::filesystem::absolute(*path);
+    }
     // Before any thread, and for the worker too.
     if (auto dropped = drop_client_capabilities(); !dropped) return complain(dropped.error());
     auto detached = options.foreground ? Result<Detached>(Detached()) : detach();
@@ -156,9 +194,7 @@ int run(Options options) {
         return 1;
     };
     if (!listener) return failed(listener.error());
-    const bool own_socket = options.socket.rfind('/', 0) == 0 ||
-                            options.socket.rfind('.', 0) == 0 ||
-                            options.socket.find("service manager") == std::string::npos;
+
     set_up_log(options);
 
     KeeperOptions keeper;
@@ -166,6 +202,13 @@ int run(Options options) {
         if (auto group = OpenWatch::new_group()) keeper.group = std::move(*group);
     }
     keeper.report = [](const std::string& line) { spdlog::warn("{}", line); };
+    keeper.on_let_through = [&options](const WorkerEnd& end) {
+        // From here on anybody may write newer bytes over what is live in the log.
+        if (!end.was_ready || !is_mounted_target(options.target)) return;
+        if (auto noted = note_unguarded(options.target); !noted)
+            spdlog::error("openers go on unguarded, which can't be noted: {}",
+                          noted.error().message);
+    };
     if (!options.pid_file.empty()) {
         std::ofstream out(options.pid_file);
         out << ::getpid() << "\n";
@@ -173,9 +216,14 @@ int run(Options options) {
             return failed(Error{EIO, options.pid_file + ": the process id can't be written"});
     }
     auto status = run_keeper(std::move(keeper), [&](WorkerStart start) {
-        return serve(options, *listener, std::move(start), *detached);
+        const int ended = serve(options, listener->socket, std::move(start), *detached);
+#ifdef __SANITIZE_ADDRESS__
+        // A worker ends without the exit functions, one of which would look.
+        __lsan_do_leak_check();
+#endif
+        return ended;
     });
-    if (own_socket) ::unlink(options.socket.c_str());
+    if (!listener->own_file.empty()) ::unlink(listener->own_file.c_str());
     if (!options.pid_file.empty()) ::unlink(options.pid_file.c_str());
     if (!status) return failed(status.error());
     return *status;
@@ -192,6 +240,15 @@ int main_program(int argc, char** argv) {
         ->required();
     app.add_option("--socket", options.socket, "Socket to listen on [/run/atomic4/UUID.sock]")
         ->type_name("PATH");
+    app.add_option("--socket-mode", options.socket_mode, "Who may connect: the socket's mode")
+        ->type_name("OCTAL")
+        ->check([](const std::string& text) {
+            return parse_mode(text) ? std::string() : "not an octal mode up to 0777: " + text;
+        })
+        ->capture_default_str();
+    app.add_option("--socket-group", options.socket_group,
+                   "Who may connect: the socket's group [the daemon's]")
+        ->type_name("NAME");
     app.add_option("--engine", options.engine, "Engine of files that don't ask for one")
         ->check(CLI::IsMember({"auto", "native", "logged"}))
         ->capture_default_str();

@@ -132,6 +132,7 @@ Snapshot Server::snapshot() {
     now.log_used = counts.log_used;
     now.log_capacity = counts.log_capacity;
     now.live_records = counts.live_records;
+    now.frozen = counts.frozen;
     now.poisoned = volume_.target().poisoned() != nullptr;
     return now;
 }
@@ -182,7 +183,12 @@ void Server::begin_stop() {
                             "not everything could be finished in time; the log keeps "
                             "what the next start needs");
     });
-    // Requests that can't finish soon (a frozen volume) must not hold up the rest.
+    // Requests that can't finish soon (a frozen volume) and answers that nobody reads must not hold
+    // up the rest.
+    loop_.after(kAnswerTime, [this](int) {
+        const auto slow = sessions_;
+        for (const auto& [key, session] : slow) session->cut_off();
+    });
     const auto sessions = sessions_;
     for (const auto& [key, session] : sessions) session->end();
     if (sessions_.empty()) finish_stop();

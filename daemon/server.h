@@ -31,6 +31,8 @@ struct ServerOptions {
 class Server {
   public:
     static constexpr std::chrono::seconds kStopTime{5};
+    // Of these, for clients to get the answers to what they have asked.
+    static constexpr std::chrono::seconds kAnswerTime{2};
 
     // listener: bound and listening. signals: a signalfd with SIGTERM, SIGINT and SIGHUP.
     Server(EventLoop& loop, VolumeService& volume, UniqueFd listener, UniqueFd signals,
@@ -39,6 +41,8 @@ class Server {
     // Until a signal ends it. An error: the volume is in doubt or the loop is broken; a restart
     // recovers.
     Result<> run();
+    // A signal has ended it.
+    bool stopping() const { return stopping_; }
 
   private:
     void accept();

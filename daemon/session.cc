@@ -131,13 +131,15 @@ std::vector<UniqueFd> Session::take_descriptors() {
 void Session::received(int result) {
     receiving_ = false;
     std::vector<UniqueFd> descriptors;
-    if (result > 0) descriptors = take_descriptors();
+    // A packet without bytes looks like the end, and can carry some too.
+    if (result >= 0) descriptors = take_descriptors();
     const auto drop = [&] {
         for (UniqueFd& fd : descriptors) close_foreign(std::move(fd), peer_.uid);
     };
     if (result <= 0 || ending_) {
         drop();
-        if (result <= 0) disconnect();
+        // end() looks like a client that has gone; what runs still gets its answers.
+        if (result < 0 || !ending_ || outstanding_ == 0) disconnect();
         return;
     }
     const std::span<const std::byte> packet(packet_.get(), static_cast<size_t>(result));

@@ -45,6 +45,8 @@ class Session : public std::enable_shared_from_this<Session> {
     void start() { receive(); }
     // No more requests; what runs is finished, its answers are sent.
     void end();
+    // At once; answers are lost.
+    void cut_off() { disconnect(); }
     size_t handles() const { return handles_.size(); }
     // Requests are under way.
     size_t outstanding() const { return outstanding_; }

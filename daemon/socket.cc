@@ -1,11 +1,14 @@
 #include "daemon/socket.h"
 
+#include <fcntl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
 #include <cstring>
+
+#include "client/default_socket.h"
 
 namespace atomic4 {
 namespace {
@@ -35,16 +38,22 @@ Result<> remove_stale(const std::string& path, const sockaddr_un& address) {
     return {};
 }
 
-}  // namespace
-
-std::string default_socket_path(const std::array<uint8_t, 16>& uuid) {
-    std::string name;
-    for (size_t i = 0; i < uuid.size(); ++i)
-        name += fmt::format("{}{:02x}", i == 4 || i == 6 || i == 8 || i == 10 ? "-" : "", uuid[i]);
-    return fmt::format("{}/{}.sock", kRunDirectory, name);
+// Through a descriptor, so that it is the socket and nothing that somebody put in its place.
+Result<> set_group(const std::string& path, gid_t group) {
+    const UniqueFd place(::open(path.c_str(), O_PATH | O_NOFOLLOW | O_CLOEXEC));
+    struct stat st{};
+    if (!place || ::fstat(place.get(), &st) != 0) return fail(Error::from_errno(errno, path));
+    if (!S_ISSOCK(st.st_mode))
+        return fail(EEXIST, "{}: somebody replaced the socket: choose a directory of your own",
+                    path);
+    if (::fchownat(place.get(), "", static_cast<uid_t>(-1), group, AT_EMPTY_PATH) != 0)
+        return fail(Error::from_errno(errno, path + ": giving the socket to its group"));
+    return {};
 }
 
-Result<UniqueFd> bind_socket(const std::string& path) {
+}  // namespace
+
+Result<UniqueFd> bind_socket(const std::string& path, const SocketAccess& access) {
     sockaddr_un address{};
     address.sun_family = AF_UNIX;
     if (path.empty() || path.size() >= sizeof address.sun_path)
@@ -55,13 +64,14 @@ Result<UniqueFd> bind_socket(const std::string& path) {
     A4_CHECK(remove_stale(path, address));
     UniqueFd socket = new_socket(0);
     if (!socket) return fail(Error::from_errno(errno, "socket"));
-    // Never, even for a moment, open to more than owner and group.
-    const mode_t before = ::umask(0117);
+    // Never, even for a moment, open to more than it is to be.
+    const mode_t before = ::umask(~access.mode & 0777);
     const int bound =
         ::bind(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address);
     const int code = errno;
     ::umask(before);
     if (bound != 0) return fail(Error::from_errno(code, path));
+    if (access.group) A4_CHECK(set_group(path, *access.group));
     return socket;
 }
 

@@ -1,7 +1,9 @@
 // The daemon's listening socket: an AF_UNIX SOCK_SEQPACKET in the file system.
 #pragma once
 
-#include <array>
+#include <sys/types.h>
+
+#include <optional>
 #include <string>
 
 #include "base/result.h"
@@ -9,13 +11,15 @@
 
 namespace atomic4 {
 
-inline constexpr const char* kRunDirectory = "/run/atomic4";
+// Who may connect: who may write the socket. What a client may then do is another matter
+// (authority.h), so that even 0666 opens no file to anybody.
+struct SocketAccess {
+    mode_t mode = 0660;
+    std::optional<gid_t> group;  // none: the process's
+};
 
-// "/run/atomic4/<uuid>.sock"
-std::string default_socket_path(const std::array<uint8_t, 16>& uuid);
-
-// Bound, not yet listening; mode 0660. Makes the default directory. A socket that a dead daemon
-// left is replaced; EADDRINUSE if one answers there; EEXIST if something else has that name.
-Result<UniqueFd> bind_socket(const std::string& path);
+// Bound, not yet listening. Makes the default directory. A socket that a dead daemon left is
+// replaced; EADDRINUSE if one answers there; EEXIST if something else has that name.
+Result<UniqueFd> bind_socket(const std::string& path, const SocketAccess& access = {});
 
 }  // namespace atomic4

@@ -125,6 +125,11 @@ Result<std::array<uint8_t, 16>> uuid_of_target(const std::string& target) {
     return uuid;
 }
 
+Result<> note_unguarded(const std::string& mounted_target) {
+    const auto volume = A4_TRY(MountedVolume::open(mounted_target));
+    return mark_log(volume->log(), volume->attr().log_id, kLogUnguarded);
+}
+
 Result<std::unique_ptr<VolumeService>> VolumeService::open(EventLoop& loop, ServiceOptions options,
                                                            const Report& report) {
     return is_mounted_target(options.target)

@@ -54,6 +54,9 @@ class VolumeService {
 
 // The volume's UUID, before it is opened: for the socket's default name. TARGET as above.
 Result<std::array<uint8_t, 16>> uuid_of_target(const std::string& target);
+// For when a daemon is gone and nobody holds openers any more: its live records may be older than
+// what somebody writes from now on.
+Result<> note_unguarded(const std::string& mounted_target);
 // A mount point or mounted device.
 bool is_mounted_target(const std::string& target);
 

@@ -7,7 +7,7 @@ packages="g++ cmake ninja-build ccache pkg-config e2fsprogs libext2fs-dev comerr
           libfmt-dev libspdlog-dev libexpected-dev libcli11-dev nlohmann-json3-dev libisal-dev
           libgtest-dev libgmock-dev liburing-dev libsystemd-dev mount util-linux strace"
 if [ "${1:-}" = test ]; then
-    packages="$packages xfsprogs btrfs-progs acl attr systemd python3 jq fdisk mandoc clang-19 libclang-rt-19-dev clang-tidy-19 clang-format-19 git procps"
+    packages="$packages libfuse3-dev xfsprogs btrfs-progs acl attr systemd python3 jq fdisk mandoc clang-19 libclang-rt-19-dev clang-tidy-19 clang-format-19 git procps"
 fi
 
 missing=

@@ -51,6 +51,11 @@ bool is_refusal(int code) {
     }
 }
 
+Result<> Device::write_many(std::span<const DeviceWrite> writes) {
+    for (const DeviceWrite& one : writes) A4_CHECK(write(one.offset, one.from));
+    return {};
+}
+
 Result<AsyncPort> Device::open_port() const {
     return fail(EOPNOTSUPP, "{}: no descriptor for direct writes", name());
 }

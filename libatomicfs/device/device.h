@@ -64,6 +64,12 @@ struct AsyncPort {
     bool block_device = false;  // the range's cached pages have to be dropped first (F14)
 };
 
+// One of several writes.
+struct DeviceWrite {
+    ByteOffset offset;
+    std::span<const std::byte> from;
+};
+
 class Device {
   public:
     Device() = default;
@@ -73,6 +79,9 @@ class Device {
 
     virtual Result<> read(ByteOffset offset, std::span<std::byte> into) = 0;
     virtual Result<> write(ByteOffset offset, std::span<const std::byte> from) = 0;
+    // Writes that don't overlap, in any order, several at once where the device can. After an error
+    // any of them may be done.
+    virtual Result<> write_many(std::span<const DeviceWrite> writes);
     virtual Result<> write_durable(ByteOffset offset, std::span<const std::byte> from) = 0;
     virtual Result<> write_atomic(ByteOffset offset, std::span<const std::byte> from) = 0;
     // Makes the range read as zeros, without allocating where the device can (F19).

@@ -11,6 +11,7 @@
 #include <cstring>
 
 #include "device/atomic_limits.h"
+#include "device/event_loop.h"
 #include "device/file_lock.h"
 #include "device/raw_statx.h"
 
@@ -23,6 +24,7 @@ namespace {
 
 constexpr uint64_t kFallbackAlignment = 4096;  // where the kernel doesn't tell
 constexpr uint64_t kPunchGranularity = 4096;   // smaller parts would make page cache dirty
+constexpr size_t kInFlight = 64;               // of write_many
 constexpr uint64_t kPiece = 1 << 20;           // of long copies through the bounce buffer
 
 const char* kind_of(mode_t mode) {
@@ -315,6 +317,53 @@ Result<> FileDevice::write(ByteOffset offset, std::span<const std::byte> from) {
     A4_CHECK(check_writable("write", offset, Bytes(from.size())));
     if (from.empty()) return {};
     return write_range(offset, from, Durability::Cached);
+}
+
+bool FileDevice::is_aligned_write(const DeviceWrite& one) const {
+    return is_aligned(one.offset.value(), alignment_) && is_aligned(one.from.size(), alignment_) &&
+           memory_is_aligned(one.from.data());
+}
+
+Result<> FileDevice::write_many(std::span<const DeviceWrite> writes) {
+    std::vector<DeviceWrite> whole;
+    std::vector<DeviceWrite> others;
+    for (const DeviceWrite& one : writes) {
+        A4_CHECK(check_writable("write", one.offset, Bytes(one.from.size())));
+        (direct_ && is_aligned_write(one) ? whole : others).push_back(one);
+    }
+    A4_CHECK(write_in_parallel(whole));
+    // Afterwards: parts of a block that others are writing would be read and written again.
+    for (const DeviceWrite& one : others) A4_CHECK(write(one.offset, one.from));
+    return {};
+}
+
+Result<> FileDevice::write_in_parallel(std::span<const DeviceWrite> writes) {
+    if (writes.size() < 2) return Device::write_many(writes);
+    const auto loop = A4_TRY(EventLoop::create().context(path_));
+    Result<> result;
+    size_t in_flight = 0;
+    for (size_t next = 0; in_flight > 0 || (result && next < writes.size());) {
+        while (result && next < writes.size() && in_flight < kInFlight) {
+            const DeviceWrite one = writes[next++];
+            ++in_flight;
+            loop->write(fd_.get(), one.offset, one.from, 0, [&, one](int written) {
+                --in_flight;
+                // Interrupted, cut short or failed: what write() says of the rest counts.
+                const auto done = static_cast<size_t>(std::max(written, 0));
+                if (done == one.from.size()) return;
+                auto rest = pwrite_all(one.offset + Bytes(done), one.from.subspan(done),
+                                       Durability::Cached);
+                if (!rest) result = std::move(rest);
+            });
+        }
+        // Memory and descriptor must not go before what uses them has ended.
+        while (true) {
+            auto turned = loop->run_once();
+            if (turned) break;
+            result = fail(std::move(turned).error().with_context(path_));
+        }
+    }
+    return result;
 }
 
 Result<> FileDevice::write_durable(ByteOffset offset, std::span<const std::byte> from) {

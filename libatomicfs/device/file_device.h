@@ -51,6 +51,7 @@ class FileDevice final : public Device {
 
     Result<> read(ByteOffset offset, std::span<std::byte> into) override;
     Result<> write(ByteOffset offset, std::span<const std::byte> from) override;
+    Result<> write_many(std::span<const DeviceWrite> writes) override;
     Result<> write_durable(ByteOffset offset, std::span<const std::byte> from) override;
     Result<> write_atomic(ByteOffset offset, std::span<const std::byte> from) override;
     Result<> zero(ByteOffset offset, Bytes length) override;
@@ -91,6 +92,8 @@ class FileDevice final : public Device {
     ssize_t pwrite_some(ByteOffset offset, std::span<const std::byte> from, Durability durability);
 
     bool memory_is_aligned(const std::byte* memory) const;
+    bool is_aligned_write(const DeviceWrite& one) const;
+    Result<> write_in_parallel(std::span<const DeviceWrite> writes);
     Result<std::span<std::byte>> bounce(size_t length);
     Result<> zero_inner(ByteOffset offset, Bytes length);
     Result<> zero_by_writing(ByteOffset offset, Bytes length);

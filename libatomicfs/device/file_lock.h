@@ -6,6 +6,7 @@
 // losetup(8) does (F15).
 #pragma once
 
+#include <optional>
 #include <string>
 
 #include "base/result.h"
@@ -19,5 +20,13 @@ enum class LockKind { Shared, Exclusive };
 // process (pid 17, fsck.atomic4)", the part in brackets where /proc/locks tells. name is for
 // messages.
 Result<> lock_file(int fd, LockKind kind, const std::string& name);
+
+// Who has a flock on the file, by /proc: none where that doesn't tell. Who took it, or, if that
+// process has ended and left the lock to its children, one of those.
+struct LockHolder {
+    long pid = 0;
+    std::string command;
+};
+std::optional<LockHolder> find_lock_holder(int fd);
 
 }  // namespace atomic4

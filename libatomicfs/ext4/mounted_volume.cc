@@ -12,6 +12,7 @@
 #include <sys/vfs.h>
 #include <sys/xattr.h>
 
+#include <array>
 #include <charconv>
 #include <climits>
 #include <cstdlib>
@@ -297,6 +298,23 @@ Result<> MountedVolume::open_log() {
     }
     if (!log_->direct()) return fail(EIO, "redo log: {}: direct I/O doesn't work", path);
     return check_all_written(log_->fd(), log_->size(), "redo log: " + path);
+}
+
+Result<UniqueFd> MountedVolume::open_same_file(int fd) const {
+    struct {
+        file_handle head;
+        std::array<char, MAX_HANDLE_SZ> bytes;
+    } name{};
+    name.head.handle_bytes = MAX_HANDLE_SZ;
+    int mount = 0;
+    if (::name_to_handle_at(fd, "", &name.head, &mount, AT_EMPTY_PATH) != 0)
+        return fail(Error::from_errno(errno, "the descriptor's file"));
+    UniqueFd same(::open_by_handle_at(root_fd(), &name.head, O_RDONLY | O_NONBLOCK | O_CLOEXEC));
+    if (!same && errno == EWOULDBLOCK)
+        return fail(EBUSY, "another process has a lease on the file (fcntl(2), F_SETLEASE)");
+    if (!same || ::fcntl(same.get(), F_SETFL, 0) != 0)
+        return fail(Error::from_errno(errno, "opening the file"));
+    return same;
 }
 
 Result<std::unique_ptr<MountedVolume>> MountedVolume::open(const std::string& target) {

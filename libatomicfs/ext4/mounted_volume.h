@@ -58,6 +58,10 @@ class MountedVolume {
     uint32_t lock_inode() const { return lock_inode_; }
     int root_fd() const { return root_.get(); }
     int lock_fd() const { return lock_.get(); }
+    // The file behind a descriptor of this filesystem, opened for reading by our own mount: the
+    // descriptor may be of a mount that somebody else makes read-only or wants to unmount. Doesn't
+    // wait: EBUSY while a process has a lease on it (fcntl(2)).
+    Result<UniqueFd> open_same_file(int fd) const;
 
     // The log file: all its blocks are written, so that writing it changes no metadata but times.
     FileDevice& log() { return *log_; }

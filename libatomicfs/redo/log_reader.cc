@@ -9,6 +9,8 @@
 namespace atomic4 {
 namespace {
 
+constexpr Bytes kReadAhead{uint64_t{4} << 20};
+
 using Block = std::span<const std::byte, kLogBlock>;
 
 Error read_error(Error error) {
@@ -21,6 +23,9 @@ class BlockWindow {
   public:
     BlockWindow(Device& log, ByteOffset end) : log_(log), end_(end) {}
 
+    // Puts what is read from here on into `windows` too, while there is room; null: no more.
+    void keep_in(std::vector<LogWindow>* windows) { keep_ = windows; }
+
     // Valid until the next call. position is a log block before the end.
     Result<Block> block(ByteOffset position) {
         if (position < start_ || position >= start_ + length_) A4_CHECK(fill(position));
@@ -28,13 +33,20 @@ class BlockWindow {
     }
 
   private:
-    static constexpr Bytes kWindow{1 << 20};
+    static constexpr Bytes kWindow{4 << 20};
+    static constexpr size_t kWindowsMax = 32;
 
     Result<> fill(ByteOffset position) {
-        memory_ = A4_TRY(buffer_.get(kWindow));
+        // What is kept must not be read over.
+        if (keep_ || !own_ || own_.use_count() > 1) own_ = std::make_shared<PayloadMemory>();
+        memory_ = A4_TRY(own_->get(kWindow));
         start_ = position;
         length_ = std::min(kWindow, end_ - position);
-        if (log_.read(position, memory_.first(length_.value()))) return {};
+        if (log_.read(position, memory_.first(length_.value()))) {
+            if (keep_ && keep_->size() < kWindowsMax)
+                keep_->push_back({position, memory_.first(length_.value()), own_});
+            return {};
+        }
         // The block itself may be readable: the error must name the place that isn't, and must not
         // depend on how far ahead we read.
         length_ = Bytes(0);
@@ -48,7 +60,8 @@ class BlockWindow {
 
     Device& log_;
     ByteOffset end_;
-    LogBuffer buffer_;
+    std::shared_ptr<PayloadMemory> own_;
+    std::vector<LogWindow>* keep_ = nullptr;
     std::span<std::byte> memory_;
     ByteOffset start_;
     Bytes length_;
@@ -211,7 +224,9 @@ class LogWalk {
         contents_.head = state_.tail;
         // No session, no records: a closed log is read in no time, whatever its size.
         if (state_.epoch != kNoEpoch) {
+            window_.keep_in(&contents_.windows);
             A4_CHECK(follow());
+            window_.keep_in(nullptr);
             // A log that is exactly full has no space in which anything else could stand.
             if (walked_ < state_.capacity()) A4_CHECK(judge_end());
         }
@@ -223,6 +238,7 @@ class LogWalk {
         std::erase_if(contents_.live, [this](const LoggedRecord& record) {
             return record.sequence <= contents_.retired;
         });
+        if (contents_.live.empty()) contents_.windows.clear();
         return {};
     }
 
@@ -329,16 +345,66 @@ Result<LogContents> read_log(Device& log, const LogId& expected) {
 }
 
 Result<std::vector<std::byte>> read_payload(Device& log, const LoggedRecord& record) {
-    const auto name = "redo log: " + record_name(record.sequence, record.position);
+    const Payload payload = A4_TRY(PayloadReader(log).read(record));
+    return std::vector<std::byte>(payload.bytes.begin(), payload.bytes.end());
+}
+
+Result<Payload> PayloadReader::read(const LoggedRecord& record) {
+    const auto name = [&] { return "redo log: " + record_name(record.sequence, record.position); };
     Bytes length;
     for (const RangeRef& range : record.ranges) length += range.length;
-    std::vector<std::byte> payload(record_padded(length).value());
-    auto read = log.read(record.payload, payload);
-    if (!read) return fail(read_error(std::move(read).error()).with_context(name));
-    if (crc32c(record.payload_seed, payload) != record.payload_crc)
-        return fail(EUCLEAN, "{}: its payload changed since it was checked", name);
-    payload.resize(length.value());
-    return payload;
+    const Bytes padded = record_padded(length);
+    auto found = find(record.payload, padded);
+    if (!found) return fail(read_error(std::move(found).error()).with_context(name()));
+    if (crc32c(record.payload_seed, found->bytes) != record.payload_crc)
+        return fail(EUCLEAN, "{}: its payload changed since it was checked", name());
+    found->bytes = found->bytes.first(length.value());
+    return found;
+}
+
+Result<Payload> PayloadReader::find(ByteOffset from, Bytes length) {
+    const ByteOffset end = from + length;
+    while (!windows_.empty() &&
+           (from < windows_.front().start ||
+            from >= windows_.front().start + Bytes(windows_.front().bytes.size())))
+        windows_ = windows_.subspan(1);
+    if (!windows_.empty()) {
+        const LogWindow& first = windows_.front();
+        const auto there = first.bytes.subspan((from - first.start).value());
+        if (length.value() <= there.size())
+            return Payload{first.memory, there.first(length.value())};
+        const auto rest = length.value() - there.size();
+        const ByteOffset seam = first.start + Bytes(first.bytes.size());
+        if (windows_.size() > 1 && windows_[1].start == seam && windows_[1].bytes.size() >= rest) {
+            const auto both = std::make_shared<PayloadMemory>();
+            const auto bytes = A4_TRY(both->get(length));
+            std::ranges::copy(there, bytes.begin());
+            std::ranges::copy(windows_[1].bytes.first(rest),
+                              bytes.begin() + static_cast<ptrdiff_t>(there.size()));
+            return Payload{both, bytes};
+        }
+    }
+    if (from < start_ || end > start_ + Bytes(window_.size())) A4_CHECK(fill(from, length));
+    return Payload{memory_, window_.subspan((from - start_).value(), length.value())};
+}
+
+// The window then begins with this payload.
+Result<> PayloadReader::fill(ByteOffset from, Bytes padded) {
+    // The first record alone: there may be no second.
+    const Bytes left(log_.size() - Bytes(from.value()));
+    const Bytes wanted = !pool_.empty() ? std::min(std::max(padded, kReadAhead), left) : padded;
+    memory_.reset();
+    const auto free = std::ranges::find_if(
+        pool_, [](const std::shared_ptr<PayloadMemory>& one) { return one.use_count() == 1; });
+    memory_ = free != pool_.end() ? *free : std::make_shared<PayloadMemory>();
+    if (free == pool_.end()) pool_.push_back(memory_);
+    window_ = A4_TRY(memory_->get(wanted));
+    start_ = from;
+    auto done = log_.read(start_, window_);
+    if (done || wanted == padded) return done;
+    // What lies behind it is not its fault.
+    window_ = window_.first(padded.value());
+    return log_.read(start_, window_);
 }
 
 }  // namespace atomic4

@@ -7,16 +7,20 @@
 // acknowledged, and the caller replays them, but leaves the log alone as evidence.
 //
 // A read error is never taken for the end: it fails the whole reading with EIO and the position.
-// Nothing here writes. Memory: about a MiB, the list of records, and in read_payload one payload.
+// Nothing here writes. Memory: the list of records, and what LogContents::windows
+// keeps (at most 128 MiB).
 #pragma once
 
 #include <cstdint>
+#include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "base/result.h"
 #include "base/units.h"
 #include "device/device.h"
+#include "redo/log_buffer.h"
 #include "redo/log_record.h"
 #include "redo/log_superblock.h"
 
@@ -41,6 +45,26 @@ enum class LogEnd {
 };
 const char* to_text(LogEnd end);
 
+// Aligned to log blocks; shared by the payloads that were read at once.
+class PayloadMemory {
+  public:
+    Result<std::span<std::byte>> get(Bytes length) {
+        size_ = length;
+        return buffer_.get(length);
+    }
+    Bytes size() const { return size_; }
+
+  private:
+    LogBuffer buffer_;
+    Bytes size_;
+};
+// A piece of the log, as it was read.
+struct LogWindow {
+    ByteOffset start;
+    std::span<const std::byte> bytes;
+    std::shared_ptr<const PayloadMemory> memory;
+};
+
 struct LogContents {
     LogState superblock;            // the one in force
     size_t slot = 0;                // where it stands
@@ -51,6 +75,9 @@ struct LogContents {
     uint64_t next_sequence = 1;  // higher than any that was seen
     ByteOffset head;             // where the next record would go
     LogEnd end = LogEnd::Clean;
+    // The log's bytes under live records, in order and without gaps, as far as there is room: so
+    // that replay needn't read them again.
+    std::vector<LogWindow> windows;
     std::string end_detail;  // for people: what was found at the end; may be empty when Clean
 };
 
@@ -59,5 +86,30 @@ Result<LogContents> read_log(Device& log, const LogId& expected);
 
 // The whole payload, checked again. EIO: can't be read. EUCLEAN: no longer what read_log saw.
 Result<std::vector<std::byte>> read_payload(Device& log, const LoggedRecord& record);
+
+struct Payload {
+    std::shared_ptr<const PayloadMemory> memory;
+    std::span<const std::byte> bytes;
+};
+
+// read_payload for many records, in the order of the log: from what read_log has kept, and else
+// reading ahead in large pieces.
+class PayloadReader {
+  public:
+    explicit PayloadReader(Device& log, std::span<const LogWindow> windows = {})
+        : log_(log), windows_(windows) {}
+    Result<Payload> read(const LoggedRecord& record);
+
+  private:
+    Result<Payload> find(ByteOffset from, Bytes length);
+    Result<> fill(ByteOffset from, Bytes padded);
+
+    Device& log_;
+    std::span<const LogWindow> windows_;
+    std::vector<std::shared_ptr<PayloadMemory>> pool_;  // used again when nobody else holds it
+    std::shared_ptr<PayloadMemory> memory_;
+    std::span<std::byte> window_;
+    ByteOffset start_;
+};
 
 }  // namespace atomic4

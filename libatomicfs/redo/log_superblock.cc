@@ -127,6 +127,14 @@ Result<LogId> read_log_id(Device& log) {
     return fail(EUCLEAN, "redo log: no valid superblock");
 }
 
+Result<> mark_log(Device& log, const LogId& expected, uint32_t flags) {
+    ChosenSuperblock chosen = A4_TRY(read_superblocks(log, expected));
+    LogState& state = chosen.state;
+    if (state.epoch == kNoEpoch || (state.flags & flags) == flags) return {};
+    state.flags |= flags;
+    return store_superblocks(log, state, chosen.slot);
+}
+
 Result<> store_superblocks(Device& log, LogState& state, size_t in_force) {
     for (const size_t slot : {1 - in_force, in_force}) {
         ++state.update;

@@ -61,6 +61,9 @@ Result<ChosenSuperblock> read_superblocks(Device& log, const LogId& expected);
 // The id in a log's superblocks, when nobody knows it. EUCLEAN: neither is valid.
 Result<LogId> read_log_id(Device& log);
 
+// Sets flags (kLogUnguarded, …) in the log of somebody who is gone, if a session is open in it.
+Result<> mark_log(Device& log, const LogId& expected, uint32_t flags);
+
 // Writes state to both slots, `in_force` last, raising state.update for each. Durable when it
 // returns; after an error, either state may be in force.
 Result<> store_superblocks(Device& log, LogState& state, size_t in_force);

@@ -18,6 +18,7 @@ namespace atomic4 {
 
 namespace {
 
+constexpr uint64_t kNanoseconds = 1'000'000'000;  // of a second
 // More files are flushed by one syncfs than one by one: each fdatasync may be a journal commit.
 constexpr size_t kFlushedSingly = 8;
 
@@ -176,7 +177,7 @@ Result<> MountedReplay::look_at(FileKey key, ReplayFile& file) const {
     file.usable = true;
     file.size = static_cast<uint64_t>(st.st_size);
     file.end = file.size;
-    file.changed = static_cast<uint64_t>(st.st_ctim.tv_sec) * 1'000'000'000 +
+    file.changed = static_cast<uint64_t>(st.st_ctim.tv_sec) * kNanoseconds +
                    static_cast<uint64_t>(st.st_ctim.tv_nsec);
     return {};
 }
@@ -197,14 +198,14 @@ Result<> MountedReplay::find_files() {
 
 bool MountedReplay::is_suspicious(const ReplayFile& file) const {
     if (policy_ == OnConflict::Force) return false;
-    if (file.changed <= file.last_record + kClockSlack) return false;
+    if (file.changed <= file.last_record + kClockSlackSeconds * kNanoseconds) return false;
     if (went_on_ && !only_ours_) {
         // Who was told "in doubt" may have written again by other means.
         const bool unguarded = (contents_.superblock.flags & kLogUnguarded) != 0;
         return unguarded || !history_.guard_unbroken || in_doubt_;
     }
     // Changed under our own mount that nobody saw: ext4 finished a truncation of before the crash.
-    if (only_ours_) return file.changed < now_.fs_mtime * 1'000'000'000;
+    if (only_ours_) return file.changed < now_.fs_mtime * kNanoseconds;
     return true;
 }
 
@@ -389,9 +390,9 @@ Result<> MountedReplay::flush() {
     }
     for (const FileKey& key : keys) {
         // The descriptor that wrote, if there is one: it hears of every error since.
-        auto fd = writable_.has(key) ? writable_.get(key) : readable_.get(key);
+        const auto fd = writable_.has(key) ? writable_.get(key) : readable_.get(key);
         if (!fd && fd.error().code == ESTALE) continue;
-        A4_CHECK(std::move(fd).context("replay"));
+        if (!fd) return fail(Error(fd.error()).with_context("replay"));
         if (::fdatasync(*fd) == 0) continue;
         return fail(EIO, "replay: flush of inode {}: {}; what was placed is in doubt", key.first,
                     std::strerror(errno));
@@ -432,22 +433,28 @@ Result<ReplayReport> replay_mounted(MountedVolume& volume, const LogContents& co
 }
 
 Result<MountedLog> recover_mounted_log(MountedVolume& volume, const MountHistory& history) {
-    const std::string& name = volume.mount_point();
+    const std::string& name = volume.device();
     MountedLog result;
-    result.contents = A4_TRY(read_log(volume.log(), volume.attr().log_id).context(name));
+    auto contents = read_log(volume.log(), volume.attr().log_id);
+    if (!contents && contents.error().code == EUCLEAN) {
+        return fail(EUCLEAN,
+                    "{}: {}: unmounted, atomic4ctl recover --discard {} gives up whatever it held",
+                    name, contents.error().message, name);
+    }
+    result.contents = A4_TRY(std::move(contents).context(name));
     if (result.contents.live.empty() && result.contents.end != LogEnd::Corrupt) return result;
     result.replayed =
         A4_TRY(replay_mounted(volume, result.contents, OnConflict::Keep, history).context(name));
     const ReplayReport& report = *result.replayed;
     if (!report.log_emptied) {
         return fail(EUCLEAN,
-                    "{}: {}: unmount it and run atomic4ctl recover {} (it explains; --force or "
+                    "{}: {}: unmounted, run atomic4ctl recover {} (it explains; --force or "
                     "--discard decide)",
                     name,
                     !report.failed.empty()      ? report.failed.front()
                     : !report.conflicts.empty() ? report.conflicts.front()
                                                 : "the redo log is corrupt: " + report.end_detail,
-                    volume.device());
+                    name);
     }
     result.contents = A4_TRY(read_log(volume.log(), volume.attr().log_id).context(name));
     return result;

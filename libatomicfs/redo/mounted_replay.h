@@ -22,7 +22,7 @@
 // lies beyond EOF otherwise is clipped.
 //
 // Conflicts: where somebody else may have written, a file whose ctime is later than its last
-// record, by more than kClockSlack, is under suspicion. Bytes that differ there are not
+// record, by more than kClockSlackSeconds, is under suspicion. Bytes that differ there are not
 // overwritten: the operation is reported, and stays in the log (policy Keep).
 //
 // The last writer of each byte range wins, so each byte is written once, through the page cache,
@@ -39,10 +39,6 @@
 #include "redo/replay.h"
 
 namespace atomic4 {
-
-// A file's time may be later than its last record's by so much (ns) without anyone else's doing:
-// records are dated before they are logged, and placed afterwards.
-inline constexpr uint64_t kClockSlack = 2'000'000'000;
 
 // What the caller knows of the time between the record's session and now.
 struct MountHistory {

@@ -8,6 +8,11 @@
 // that mount, replaying would overwrite newer bytes. Such a record is not replayed, is reported,
 // and stays in the log until the user decides (Force or Discard).
 //
+// A session without the needs-replay bit was the daemon's, on the mounted volume
+// (mounted_replay.h). Its records are replayed here too, but others may have written the same
+// files: one that changed more than 2 seconds after its last record is a conflict; and if the
+// volume was unmounted cleanly in that mount, records known to be placed are left as they are.
+//
 // A record that can't be replayed, for lack of space or because its file is damaged, is reported
 // and the log kept; the others are replayed all the same. (Replayed again later, all go in order
 // again.)
@@ -28,6 +33,10 @@
 #include "redo/log_reader.h"
 
 namespace atomic4 {
+
+// A file's time may be later than its last record's by so much without anyone else's doing: records
+// are dated before they are logged, and placed afterwards.
+inline constexpr uint64_t kClockSlackSeconds = 2;
 
 enum class OnConflict { Keep, Force, Discard };
 

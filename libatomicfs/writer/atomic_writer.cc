@@ -431,7 +431,7 @@ void AtomicWriter::write_record(std::span<const GroupItem> items, std::span<cons
                 break;
             }
             ranges.push_back(range);
-            prepared.push_back({std::move(*state), Bytes(0), static_cast<uint32_t>(i)});
+            prepared.push_back({*state, Bytes(0), static_cast<uint32_t>(i)});
         }
         if (outcome.items[i]) {
             ++carried;

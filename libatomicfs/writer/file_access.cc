@@ -172,8 +172,13 @@ void FileAccess::reopen() {
     around_.helper.run(
         [fd = read_only_] {
             const std::string path = fmt::format("/proc/self/fd/{}", fd->get());
-            const int opened = ::open(path.c_str(), O_RDWR | O_DIRECT | O_CLOEXEC);
-            return opened < 0 ? -errno : opened;
+            // A lease would keep this thread, and with it all other files, waiting for a minute.
+            const int flags = O_RDWR | O_DIRECT;
+            const int opened = ::open(path.c_str(), flags | O_NONBLOCK | O_CLOEXEC);
+            if (opened < 0) return -errno;
+            // Or io_uring would refuse whatever can't be done at once.
+            ::fcntl(opened, F_SETFL, flags);
+            return opened;
         },
         [this, alive = alive_](int fd) {
             if (!*alive) {
@@ -189,10 +194,22 @@ void FileAccess::reopened(int fd) {
     broken_.reset();
     if (fd >= 0)
         direct_.reset(fd);
+    else if (fd == -EWOULDBLOCK)
+        wait_for_lease();
     else
         broken_ = Error::from_errno(-fd, "opening the file for direct writes");
     if (probe_wanted_) return step();
     ready();
+}
+
+// The kernel has asked its holder to give it up, and takes it in the end.
+void FileAccess::wait_for_lease() {
+    broken_ = Error{EBUSY, "another process has a lease on the file (fcntl(2), F_SETLEASE)"};
+    around_.loop.after(50ms, [this, alive = alive_](int) {
+        if (!*alive || probing_ || probe_wanted_ || direct_) return;
+        held_ = true;
+        reopen();
+    });
 }
 
 void FileAccess::ready() {

@@ -15,6 +15,9 @@
 //
 // Without fanotify the file is strict for ever.
 //
+// Somebody's lease (fcntl(2)) excludes us: until it is given up or taken away by the kernel,
+// writes are refused with EBUSY; nothing waits for it.
+//
 // A probe needs that we have no writable descriptor ourselves, and opening one again is an open
 // like any other: made by the helper thread, answered by the loop.
 //
@@ -92,6 +95,7 @@ class FileAccess {
     void let_go();
     void reopen();
     void reopened(int fd);
+    void wait_for_lease();
     void ready();
     void look_again(std::chrono::milliseconds after);
 

@@ -90,9 +90,8 @@ void MountedTarget::open_file(UniqueFd descriptor, pid_t peer, bool cooperative,
     auto found = files_.find(state->inode);
     const bool fresh = found == files_.end();
     if (fresh) {
-        const std::string path = fmt::format("/proc/self/fd/{}", descriptor.get());
-        UniqueFd read_only(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
-        if (!read_only) return refuse(Error::from_errno(errno, "opening the file"));
+        auto read_only = volume_->open_same_file(descriptor.get());
+        if (!read_only) return refuse(read_only.error());
         FileAccess::Surroundings around{
             loop_,
             *helper_,
@@ -100,7 +99,7 @@ void MountedTarget::open_file(UniqueFd descriptor, pid_t peer, bool cooperative,
             why_no_watch_,
             [this] { schedule_pump(); },
             [this](std::function<void(Result<>)> call) { commit_->when_retired(std::move(call)); }};
-        auto file = std::make_shared<SharedFile>(*state, around, std::move(read_only));
+        auto file = std::make_shared<SharedFile>(*state, around, std::move(*read_only));
         found = files_.emplace(state->inode, std::move(file)).first;
     }
     const SharedRef file = found->second;
@@ -530,6 +529,7 @@ TargetCounts MountedTarget::counts() const {
     counts.log_used = commit_->log().used();
     counts.log_capacity = commit_->log().capacity();
     counts.live_records = commit_->log().live_count();
+    counts.frozen = frozen_;
     counts.files = files_.size();
     for (const auto& [inode, file] : files_)
         ++(file->access.ack() == Ack::Strict ? counts.files_strict : counts.files_exclusive);

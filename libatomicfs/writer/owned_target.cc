@@ -84,7 +84,8 @@ Result<FileRef> OwnedTarget::open_file(ext2_ino_t inode, std::optional<uint32_t>
 
 void OwnedTarget::close(FileRef file) {
     auto& mine = static_cast<OwnedFile&>(*file);
-    if (mine.opens == 0 || --mine.opens > 0) return;
+    if (mine.opens > 0) --mine.opens;
+    if (mine.opens > 0) return;
     const auto known = files_.find(mine.inode);
     if (known != files_.end() && known->second == file) files_.erase(known);
     retire_ = retire_ || mine.logged_before == writer_->retirements() + 1;
@@ -445,6 +446,7 @@ void OwnedTarget::count(const WriteOp& op, Engine engine) {
 
 TargetCounts OwnedTarget::counts() const {
     TargetCounts counts = counts_;
+    counts.frozen = frozen_;
     counts.retirements = writer_->retirements();
     counts.log_used = writer_->log_used();
     counts.log_capacity = writer_->log_capacity();

@@ -89,6 +89,7 @@ struct TargetCounts {
     uint64_t atomic_submissions = 0;  // RWF_ATOMIC writes given to the kernel
     Bytes log_used, log_capacity;     // now
     uint64_t live_records = 0;        // now
+    bool frozen = false;              // now
     uint64_t files = 0, files_strict = 0, files_exclusive = 0;  // now
 };
 

@@ -182,7 +182,7 @@ void measure_waiting(const std::string& directory, const std::string& image, Wai
     if (!why_no_daemon()) {
         const std::string spin = waiting == Waiting::Spin ? "50" : "0";
         const OnProcessor server(kServer);
-        daemon.emplace(image, directory + "/statx", std::vector<std::string>{"--spin-us", spin});
+        daemon.emplace(image, directory + "/statx", std::vector<std::string>{"--spin", spin});
     }
     for (int round = 0; round < scale.rounds; ++round) {
         if (daemon) {

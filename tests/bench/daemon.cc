@@ -77,8 +77,8 @@ Daemon::Daemon(const std::string& target, const std::string& scratch,
          notify);
 
     // Killed, a benchmark can't stop what it started; a daemon would keep its mount busy.
-    std::vector<std::string> words{"setpriv", "--pdeathsig", "TERM", our_program("atomic4d"),
-                                   target,    "--socket",    socket_};
+    std::vector<std::string> words{"setpriv", "--pdeathsig",  "TERM",     our_program("atomic4d"),
+                                   target,    "--foreground", "--socket", socket_};
     words.insert(words.end(), more.begin(), more.end());
     std::vector<char*> argv;
     for (std::string& word : words) argv.push_back(word.data());

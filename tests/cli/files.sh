@@ -282,7 +282,7 @@ expect_fail 2 "^atomic4ctl: 'frobnicate' is no command \(see atomic4ctl --help\)
     atomic4ctl frobnicate
 expect_fail 2 "'frobnicate' is no command" atomic4ctl -d vol.img --json frobnicate /db
 expect_fail 2 'd IMAGE' atomic4ctl ls
-expect_fail 2 'd IMAGE' atomic4ctl status /db
+expect_fail 2 'd IMAGE' atomic4ctl map /db
 expect_fail 2 'DEVICE is required' atomic4ctl info
 expect_fail 2 'DEVICE is required' atomic4ctl enable
 expect_fail 2 'excludes' atomic4ctl recover --force --discard vol.img

@@ -12,7 +12,7 @@ for page in "$man"/*.[1-9]; do
     [ "$STATUS" -eq 0 ] || { show_output && die "mandoc finds faults in $page"; }
     CHECKS=$((CHECKS + 1))
 done
-for name in atomic4ctl.8 mkfs.atomic4.8 atomic4.5 atomic4.7; do
+for name in atomic4ctl.8 atomic4d.8 mkfs.atomic4.8 mount.atomic4.8 umount.atomic4.8 atomic4.5 atomic4.7; do
     [ -e "$man/$name" ] || die "there is no $name"
 done
 
@@ -42,8 +42,9 @@ section() { # PAGE REGEX: from that heading to the next
 }
 same_options mkfs.atomic4 "$(help_options mkfs.atomic4)" "$(page_options <"$man/mkfs.atomic4.8")"
 same_options atomic4ctl "$(help_options atomic4ctl)" "$(section atomic4ctl.8 '^.SH OPTIONS' | page_options)"
+same_options atomic4d "$(help_options atomic4d)" "$(section atomic4d.8 '^.SH OPTIONS' | page_options)"
 commands=$(atomic4ctl --help | sed -n '/^Subcommands/,$p' | awk '/^  [a-z]/ { print $1 }')
-is "$(wc -w <<<"$commands")" 11
+is "$(wc -w <<<"$commands")" 15
 for command in $commands; do
     same_options "atomic4ctl $command" \
         "$(help_options atomic4ctl "$command" | grep -vx -e -h -e --help || true)" \
@@ -104,6 +105,20 @@ keys_of check -d bad.img check
 debugfs -w -R 'ea_rm / trusted.atomic4.volume' bad.img >/dev/null 2>&1
 keys_of info info bad.img
 keys_of disable disable --force vol.img
+# Through a daemon.
+truncate -s 96M vol.img && expect_ok mkfs.atomic4 -q -F -b 4096 vol.img
+expect_ok atomic4ctl -d vol.img prealloc /db --size 100000
+expect_ok atomic4d vol.img --socket "$T/sock" --pid-file pid
+UNDO+=("kill $(cat pid)")
+keys_of write --socket "$T/sock" write /db --offset 0 --from data
+keys_of status --socket "$T/sock" status /db
+keys_of stats --socket "$T/sock" stats
+# Their keys are numbers, and names of errors.
+is "$(json_value '.groups.sizes | keys[]')" 1
+seen[stats]=$(grep -vx 1 <<<"${seen[stats]}")
+keys_of ping --socket "$T/sock" ping -c 1
+keys_of freeze --socket "$T/sock" freeze
+keys_of thaw --socket "$T/sock" thaw
 for command in $commands; do
     [ "$command" = read ] && continue
     diff -u --label "atomic4ctl --json $command" --label "page" \

@@ -363,11 +363,11 @@ TEST_F(MountedReplayTest, OneFilesConflictHoldsUpNoOther) {
             // A batch: all or nothing.
             {"a", kUnit, filled(kUnit, 3), 0, 2},
             {"b", kUnit, filled(kUnit, 3), 0, 2}});
-    const uint64_t slack = kClockSlack / 1'000'000'000;
     close();
     image->unmount();
     // b is not changed after its record.
-    const std::string later = std::to_string(::time(nullptr) + 2 * static_cast<int64_t>(slack));
+    const std::string later =
+        std::to_string(::time(nullptr) + 2 * static_cast<int64_t>(kClockSlackSeconds));
     const auto set =
         run_command({"debugfs", "-w", "-R", "set_inode_field /a ctime @" + later, image->device()});
     ASSERT_EQ(set.status, 0) << set.output;

@@ -135,6 +135,19 @@ TEST_F(RedoHalves, MarksAreInBothSuperblocksUntilTheLogIsEmptied) {
     EXPECT_EQ(begin_ok(disk)->last_sequence(), 4u);
 }
 
+TEST_F(RedoHalves, ALogWhoseWriterIsGoneIsMarked) {
+    log.reset();
+    ASSERT_TRUE(mark_log(disk, kId, kLogUnguarded));
+    EXPECT_EQ(read_ok(disk).superblock.flags, kLogUnguarded);
+    expect(LogEnd::Clean, {1, 2, 3});
+    const auto writes = disk.writes.size();
+    ASSERT_TRUE(mark_log(disk, kId, kLogUnguarded));
+    EXPECT_EQ(disk.writes.size(), writes);
+    ASSERT_TRUE(reset_log(disk, read_ok(disk), kStamp));
+    ASSERT_TRUE(mark_log(disk, kId, kLogUnguarded)) << "no session, nothing to mark";
+    EXPECT_EQ(read_ok(disk).superblock.flags, 0u);
+}
+
 TEST_F(RedoHalves, APoisonedLogTakesItsMark) {
     stage(range(20, 0, 4096), 40);
     ASSERT_FALSE(log->finish_append(fail(EIO, "the disk is gone")));

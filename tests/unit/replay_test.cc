@@ -256,6 +256,60 @@ TEST_F(Replay, ConflictKeepsOnlyItsRecord) {
     }
 }
 
+// As a daemon leaves it that died on the mounted volume: no needs-replay bit.
+class ReplayOfMounted : public Replay {
+  protected:
+    void as_if_mounted() {
+        edit_super(memory->contents(), [](ext2_super_block& super) {
+            super.s_feature_incompat &= ~kFeatureIncompatNeedsReplay;
+        });
+    }
+};
+
+TEST_F(ReplayOfMounted, NewerBytesOfOthersAreAConflict) {
+    const auto number = crashed();
+    as_if_mounted();
+    const Image crash = memory->contents();
+    EXPECT_EQ(must(recover_now(*recorder, OnConflict::Keep)).records, 1u);
+    start(crash);
+    const auto now = static_cast<uint32_t>(time(nullptr));
+    edit_inode(number, [&](ext2_inode& inode) { inode.i_ctime = now + 60; });
+    const auto kept = must(recover_now(*recorder, OnConflict::Keep));
+    EXPECT_FALSE(kept.log_emptied);
+    ASSERT_EQ(kept.conflicts.size(), 1u);
+    EXPECT_THAT(kept.conflicts[0], HasSubstr("mount -t atomic4"));
+    EXPECT_EQ(code_of(open_for_writing(borrowed(*recorder))), EUCLEAN);
+    EXPECT_EQ(must(recover_now(*recorder, OnConflict::Force)).records, 1u);
+    open();
+    EXPECT_TRUE(content(number) == with_record());
+}
+
+TEST_F(ReplayOfMounted, WhatWasPlacedIsLeftAfterACleanUnmount) {
+    start_default();
+    open();
+    const auto number = create("/f", 65536, 16384);
+    must(write(number, 0, filled(8192, 1)));
+    must(write(number, 8192, filled(8192, 2)));  // says that the first is placed
+    die();
+    spoil(number, 0, 16384);
+    as_if_mounted();
+    const Image unmounted = memory->contents();
+    Image want(65536);
+    std::fill_n(want.begin(), 8192, std::byte{0xdd});
+    std::fill_n(want.begin() + 8192, 8192, std::byte{2});
+    EXPECT_EQ(open()->records, 1u);
+    EXPECT_TRUE(content(number) == want);
+    // Mounted again in between, by a crash: all of them are needed.
+    start(unmounted);
+    edit_super(memory->contents(), [](ext2_super_block& super) {
+        super.s_mtime = static_cast<uint32_t>(time(nullptr)) + 1000;
+        ++super.s_mnt_count;
+    });
+    EXPECT_EQ(open()->records, 2u);
+    std::fill_n(want.begin(), 8192, std::byte{1});
+    EXPECT_TRUE(content(number) == want);
+}
+
 // Damage in the middle of the log: what stands before it is replayed, the log stays as evidence.
 TEST_F(Replay, CorruptLog) {
     start_default();

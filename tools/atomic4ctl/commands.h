@@ -56,7 +56,8 @@ struct PreallocCommand {
 Result<int> run(const Context& context, const PreallocCommand& command);
 
 struct StatusCommand {
-    std::string device;
+    std::string device;  // empty: through a daemon
+    std::string socket;  // of it; empty: the default place of the volume that path lies on
     std::string path;
 };
 Result<int> run(const Context& context, const StatusCommand& command);
@@ -74,7 +75,8 @@ struct MapCommand {
 Result<int> run(const Context& context, const MapCommand& command);
 
 struct WriteCommand {
-    std::string device;
+    std::string device;  // empty: through a daemon
+    std::string socket;  // of it; empty: the default place of the volume that path lies on
     std::string path;
     ByteOffset offset;
     std::optional<Bytes> length;  // default: all of the input
@@ -85,11 +87,35 @@ struct WriteCommand {
 Result<int> run(const Context& context, const WriteCommand& command);
 
 struct ReadCommand {
-    std::string device;
+    std::string device;  // empty: through a daemon
+    std::string socket;  // of it; empty: the default place of the volume that path lies on
     std::string path;
     ByteOffset offset;
     Bytes length;
 };
 Result<int> run(const Context& context, const ReadCommand& command);
+
+// A daemon, by its socket or by a path on the mounted volume that it serves.
+struct StatsCommand {
+    std::string socket;
+    std::string path;
+    bool prometheus = false;
+};
+Result<int> run(const Context& context, const StatsCommand& command);
+
+struct PingCommand {
+    std::string socket;
+    std::string path;
+    uint32_t count = 10;
+    double interval = 0.1;  // seconds; 0: the next as soon as one is answered
+};
+Result<int> run(const Context& context, const PingCommand& command);
+
+struct FreezeCommand {
+    std::string socket;
+    std::string path;
+    bool freeze = true;  // false: thaw
+};
+Result<int> run(const Context& context, const FreezeCommand& command);
 
 }  // namespace atomic4::tools

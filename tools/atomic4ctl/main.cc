@@ -55,14 +55,23 @@ uint16_t parse_mode(const std::string& text) {
 }
 
 int main_program(int argc, char** argv) {
-    CLI::App app{"Works on the atomic files of an unmounted ext4 volume.", kName};
+    CLI::App app{
+        "Works on the atomic files of an ext4 volume: itself if nobody has mounted it (-d DEVICE), "
+        "or through the volume's daemon.",
+        kName};
     app.set_version_flag("-V,--version", std::string("atomic4ctl ") + ATOMIC4_VERSION);
     app.require_subcommand(1);
     app.fallthrough();
     Context context = program_context(kName);
     std::string device;
-    app.add_option("-d,--device", device, "the volume: an image file or a block device")
-        ->type_name("IMAGE|DEVICE");
+    std::string socket;
+    CLI::Option* device_option =
+        app.add_option("-d,--device", device, "the volume: an image file or a block device")
+            ->type_name("IMAGE|DEVICE");
+    app.add_option("--socket", socket,
+                   "the socket of the daemon (the default one of the volume that PATH is on)")
+        ->type_name("SOCKET")
+        ->excludes(device_option);
     app.add_flag("--json", context.json, "report as JSON");
 
     std::function<Result<int>()> action;
@@ -70,22 +79,49 @@ int main_program(int argc, char** argv) {
         CLI::App* command = app.add_subcommand(name, help);
         return command;
     };
-    const auto act = [&](CLI::App* command, auto& options) {
-        command->callback([&] { action = [&] { return run(context, options); }; });
+    const auto no_daemon = [&](const char* name) {
+        if (!socket.empty())
+            throw CLI::ValidationError(
+                fmt::format("{} works on an unmounted volume, not through a --socket", name));
     };
-    // Commands on a whole volume name it themselves; those on a file need -d.
+    // Commands on a whole volume name it themselves; those on its files need -d.
     const auto on_device = [&](CLI::App* command, auto& options) {
         command->add_option("DEVICE", options.device, "an image file or a block device")
             ->required();
-        act(command, options);
-    };
-    const auto on_file = [&](CLI::App* command, auto& options) {
-        command->add_option("PATH", options.path, "the file, inside the volume")->required();
         command->callback([&, command] {
-            if (device.empty())
-                throw CLI::RequiredError("-d IMAGE|DEVICE (the volume that PATH is in)");
-            (void)command;
+            no_daemon(command->get_name().c_str());
+            action = [&] { return run(context, options); };
+        });
+    };
+    const auto in_device = [&](CLI::App* command, auto& options) {
+        command->callback([&, command] {
+            no_daemon(command->get_name().c_str());
+            if (device.empty()) throw CLI::RequiredError("-d IMAGE|DEVICE");
             options.device = device;
+            action = [&] { return run(context, options); };
+        });
+    };
+    // On a file of an unmounted volume, or through a daemon.
+    const auto on_file = [&](CLI::App* command, auto& options) {
+        command
+            ->add_option("PATH", options.path,
+                         "the file: inside the volume with -d, else as this system names it")
+            ->required();
+        command->callback([&] {
+            options.device = device;
+            options.socket = socket;
+            action = [&] { return run(context, options); };
+        });
+    };
+    const auto on_daemon = [&](CLI::App* command, auto& options) {
+        command->add_option("PATH", options.path,
+                            "the mount point, or any file on the volume, instead of --socket");
+        command->callback([&] {
+            if (!device.empty())
+                throw CLI::ValidationError("a daemon is found by its --socket or a PATH, not -d");
+            if (socket.empty() == options.path.empty())
+                throw CLI::RequiredError("either --socket or a PATH on the volume");
+            options.socket = socket;
             action = [&] { return run(context, options); };
         });
     };
@@ -119,6 +155,7 @@ int main_program(int argc, char** argv) {
     recover->add_option("DEVICE", recover_options.device, "an image file or a block device")
         ->required();
     recover->callback([&] {
+        no_daemon("recover");
         recover_options.policy = force     ? OnConflict::Force
                                  : discard ? OnConflict::Discard
                                            : OnConflict::Keep;
@@ -127,11 +164,7 @@ int main_program(int argc, char** argv) {
 
     LsCommand ls_options;
     CLI::App* ls = add("ls", "list the volume's atomic files");
-    ls->callback([&] {
-        if (device.empty()) throw CLI::RequiredError("-d IMAGE|DEVICE");
-        ls_options.device = device;
-        action = [&] { return run(context, ls_options); };
-    });
+    in_device(ls, ls_options);
 
     PreallocCommand prealloc_options;
     CLI::App* prealloc = add("prealloc", "create an atomic file with aligned extents");
@@ -155,7 +188,8 @@ int main_program(int argc, char** argv) {
             },
             "owner and group as numbers (0:0)")
         ->type_name("UID:GID");
-    on_file(prealloc, prealloc_options);
+    prealloc->add_option("PATH", prealloc_options.path, "the file, inside the volume")->required();
+    in_device(prealloc, prealloc_options);
 
     StatusCommand status_options;
     on_file(add("status", "a file's limits, layout and engine"), status_options);
@@ -163,14 +197,12 @@ int main_program(int argc, char** argv) {
     CheckCommand check_options;
     CLI::App* check = add("check", "check the gate, the log and the layout of atomic files");
     check->add_option("PATH", check_options.path, "one file, inside the volume");
-    check->callback([&] {
-        if (device.empty()) throw CLI::RequiredError("-d IMAGE|DEVICE");
-        check_options.device = device;
-        action = [&] { return run(context, check_options); };
-    });
+    in_device(check, check_options);
 
     MapCommand map_options;
-    on_file(add("map", "a file's units and where they lie on the device"), map_options);
+    CLI::App* map = add("map", "a file's units and where they lie on the device");
+    map->add_option("PATH", map_options.path, "the file, inside the volume")->required();
+    in_device(map, map_options);
 
     WriteCommand write_options;
     CLI::App* write = add("write", "write atomically");
@@ -207,6 +239,28 @@ int main_program(int argc, char** argv) {
         read, "--length", [&](Bytes size) { read_options.length = size; }, "how much")
         ->required();
     on_file(read, read_options);
+
+    StatsCommand stats_options;
+    CLI::App* stats = add("stats", "what a daemon has counted, as JSON");
+    stats->add_flag("--prometheus", stats_options.prometheus, "as Prometheus text instead");
+    on_daemon(stats, stats_options);
+
+    PingCommand ping_options;
+    CLI::App* ping = add("ping", "how long a daemon takes to answer");
+    ping->add_option("-c,--count", ping_options.count, "how many requests (10)")
+        ->type_name("COUNT")
+        ->check(CLI::Range(1, 1000000));
+    ping->add_option("-i,--interval", ping_options.interval,
+                     "seconds between an answer and the next request (0.1)")
+        ->type_name("SECONDS")
+        ->check(CLI::Range(0.0, 3600.0));
+    on_daemon(ping, ping_options);
+
+    FreezeCommand freeze_options;
+    on_daemon(add("freeze", "let a daemon finish everything, and hold new writes"), freeze_options);
+    FreezeCommand thaw_options;
+    thaw_options.freeze = false;
+    on_daemon(add("thaw", "let writes go on"), thaw_options);
 
     try {
         app.parse(argc, argv);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <optional>
 
+#include "atomic4ctl/by_daemon.h"
 #include "atomic4ctl/commands.h"
 #include "common/open.h"
 #include "common/progress.h"
@@ -12,6 +13,7 @@
 namespace atomic4::tools {
 
 Result<int> run(const Context& context, const ReadCommand& command) {
+    if (command.device.empty()) return read_by_daemon(context, command);
     constexpr uint64_t kPiece = uint64_t{4} << 20;
     // On a terminal the bytes themselves are the sign of life.
     std::optional<Progress> progress;

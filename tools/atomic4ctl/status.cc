@@ -1,5 +1,6 @@
 #include <nlohmann/json.hpp>
 
+#include "atomic4ctl/by_daemon.h"
 #include "atomic4ctl/commands.h"
 #include "base/size_parse.h"
 #include "base/text.h"
@@ -13,6 +14,7 @@
 namespace atomic4::tools {
 
 Result<int> run(const Context& context, const StatusCommand& command) {
+    if (command.device.empty()) return status_by_daemon(context, command);
     Progress progress(fmt::format("looking at {}", command.path));
     const auto volume = A4_TRY(open_to_look(context, command.device));
     const FileState file =
