@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/signalfd.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <csignal>
@@ -31,6 +32,8 @@ Server::Server(EventLoop& loop, VolumeService& volume, UniqueFd listener, Unique
       listener_(std::move(listener)),
       signals_(std::move(signals)),
       options_(std::move(options)) {
+    // Shared with the keeper, which doesn't accept.
+    ::fcntl(listener_.get(), F_SETFL, ::fcntl(listener_.get(), F_GETFL) | O_NONBLOCK);
     volume_.target().on_group = [this](size_t requests, Bytes record) {
         stats_.group(requests, record);
     };
@@ -62,37 +65,41 @@ Result<> Server::run() {
 
 // --- clients ---
 
+// Polled, not loop_.accept(): that waits exclusively in io_uring, and the ring of a worker that was
+// killed lives on for a moment. It would take the wake-up that is meant for its successor, and the
+// client would wait until the next one comes.
 void Server::accept() {
-    loop_.accept(listener_.get(), [this](int result) { accepted(result); });
+    listening_ = loop_.poll(listener_.get(), POLLIN, [this](int) { accept_one(); });
 }
 
-void Server::accepted(int result) {
-    if (stopping_) {
-        const UniqueFd unwanted(result);
+void Server::stop_accepting() {
+    if (listening_ != 0) loop_.unpoll(listening_);
+    listening_ = 0;
+}
+
+void Server::accept_one() {
+    if (stopping_) return;
+    UniqueFd socket(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC));
+    if (!socket) {
+        if (errno == ECONNABORTED || errno == EAGAIN || errno == EINTR) return;
+        // Out of descriptors or memory: in a while there may be some again.
+        options_.warn(
+            fmt::format("accepting clients: {}", Error::from_errno(errno, "accept").message));
+        stop_accepting();
+        loop_.after(100ms, [this](int) {
+            if (!stopping_) accept();
+        });
         return;
     }
-    if (result < 0) {
-        // Out of descriptors or memory: in a while there may be some again.
-        if (result != -ECONNABORTED && result != -EAGAIN && result != -EINTR) {
-            options_.warn(
-                fmt::format("accepting clients: {}", Error::from_errno(-result, "accept").message));
-            loop_.after(100ms, [this](int) {
-                if (!stopping_) accept();
-            });
-            return;
-        }
-        return accept();
-    }
-    UniqueFd socket(result);
     if (sessions_.size() >= options_.clients_max) {
         options_.warn(
             fmt::format("a client is turned away: there are {} already", sessions_.size()));
-        return accept();
+        return;
     }
     auto peer = peer_of(socket.get());
     if (!peer) {
         options_.warn(fmt::format("a client is turned away: {}", peer.error().message));
-        return accept();
+        return;
     }
     Session::Around around{loop_,
                            volume_,
@@ -111,7 +118,6 @@ void Server::accepted(int result) {
         std::make_shared<Session>(std::move(around), std::move(socket), std::move(*peer));
     sessions_.emplace(session.get(), session);
     session->start();
-    accept();
 }
 
 // --- reports ---
@@ -175,6 +181,7 @@ void Server::signalled() {
 void Server::begin_stop() {
     if (stopping_) return;
     stopping_ = true;
+    stop_accepting();
     options_.info("stopping: finishing what has begun");
 
     loop_.after(kStopTime, [this](int) {

@@ -46,7 +46,8 @@ class Server {
 
   private:
     void accept();
-    void accepted(int result);
+    void accept_one();
+    void stop_accepting();
     void signalled();
     void write_stats_file();
     void schedule_stats_file();
@@ -64,6 +65,7 @@ class Server {
     TargetCounts reported_;  // what stats_ has been told of the target's counts
     std::map<const Session*, std::shared_ptr<Session>> sessions_;
     std::vector<std::shared_ptr<Session>> gone_;
+    EventLoop::PollId listening_ = 0;  // 0: not now
     bool stopping_ = false;
     bool finishing_ = false;  // the target has been told to stop
     bool stats_failed_ = false;
