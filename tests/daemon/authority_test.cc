@@ -123,6 +123,26 @@ TEST_P(OnMounted, ItWritesWhereItMay) {
     EXPECT_EQ(client.write(handle, 0, page_).error, 0u);
 }
 
+// Files without a name, before and after the daemon has them open.
+TEST_P(OnMounted, AFileWithoutANameIsAFile) {
+    WireClient client = volume().client();
+    const UniqueFd nameless = open_path(volume().file(""), O_RDWR | O_TMPFILE);
+    ASSERT_EQ(::ftruncate(nameless.get(), 65536), 0);
+    const uint64_t handle = client.must_open(nameless.get(), kRead | kWrite);
+    EXPECT_EQ(client.write(handle, 0, page_).error, 0u);
+    std::vector<std::byte> read(4096);
+    ASSERT_EQ(::pread(nameless.get(), read.data(), read.size(), 0), 4096);
+    EXPECT_EQ(read, page_);
+
+    UniqueFd removed = open_path(volume().file("roots"), O_RDWR);
+    const uint64_t second = client.must_open(removed.get(), kRead | kWrite);
+    EXPECT_EQ(client.write(second, 0, page_).error, 0u);
+    ASSERT_EQ(::unlink(volume().file("roots").c_str()), 0);
+    removed.reset();
+    EXPECT_EQ(client.write(second, 4096, page_).error, 0u);
+    EXPECT_EQ(client.with_handle(wire::Type::Flush, second).error, 0u);
+}
+
 TEST_P(OnMounted, ADescriptorThatProvesNothingIsRefused) {
     WireClient client = volume().client(kUser);
     const auto refused = [&](int fd, uint32_t flags, uint32_t error, const char* what) {

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Builds the fuzz targets (fuzz_*.cc) with clang and libFuzzer, and runs each on its corpus.
 #
-#   run.sh [--keep] [SECONDS [TARGET...]]     60 seconds each, all targets: message reply
+#   run.sh [--keep] [SECONDS [TARGET...]]     60 seconds each, all targets: message reply session
 #
 # --keep adds what was found interesting to the corpus (in minimal form). An input that fails is left
-# as crash-* in the current directory. The sources that a target needs are named in its head, by a
-# line "sources:". Exits with 77 without clang++-19.
+# as crash-* in the current directory. The sources that a target needs are named in its head, by
+# lines "sources:", from libatomicfs/ on, or from the root. Exits with 77 without clang++-19.
 set -euo pipefail
 here=$(dirname "$(readlink -f "$0")")
 source=$here/../..
@@ -34,12 +34,18 @@ compiler=("$clang")
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 flags=(-std=gnu++20 -O1 -g1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all
-       -DFMT_HEADER_ONLY -D_FILE_OFFSET_BITS=64 -I"$source/libatomicfs" -I"$source/tests")
+       -DFMT_HEADER_ONLY -D_FILE_OFFSET_BITS=64 -I"$source/libatomicfs" -I"$source/tests"
+       -I"$source" -DATOMIC4_VERSION=\"fuzz\")
 
 for target in "${targets[@]}"; do
     main=$here/fuzz_$target.cc
     objects=()
-    for unit in "$main" $(sed -n "s|^// sources: *||p" "$main" | sed "s|[^ ]*\.cc|$source/libatomicfs/&|g"); do
+    units=("$main")
+    for unit in $(sed -n "s|^// sources: *||p" "$main"); do
+        [ -e "$source/$unit" ] || unit=libatomicfs/$unit
+        units+=("$source/$unit")
+    done
+    for unit in "${units[@]}"; do
         object=$work/$target-$(basename "$unit" .cc).o
         "${compiler[@]}" "${flags[@]}" -c "$unit" -o "$object"
         objects+=("$object")
