@@ -22,6 +22,9 @@ constexpr uint64_t kNanoseconds = 1'000'000'000;  // of a second
 // More files are flushed by one syncfs than one by one: each fdatasync may be a journal commit.
 constexpr size_t kFlushedSingly = 8;
 
+// The kernel takes a direct write of so many bytes in one piece, even where each page is its own.
+constexpr uint64_t kWholeWrite = uint64_t{1} << 20;
+
 struct ReplayFile {
     bool usable = false;  // it is there, and takes records
     uint64_t size = 0;
@@ -295,6 +298,11 @@ Result<MountedReplay::Verdict> MountedReplay::decide(const Operation& operation,
     if (inspecting()) {
         if (found.differing == 0) return Verdict::Settled;
         if (found.equal == 0) return Verdict::Leave;
+        // A single write that was given to the kernel is there as a whole, whatever became of the
+        // daemon. If others could open the file since, what differs is theirs.
+        if (!history_.guard_unbroken && operation.ranges.size() == 1 &&
+            operation.ranges[0].bytes.length() <= kWholeWrite)
+            return Verdict::Leave;
     }
     return found.differing_suspicious > 0 ? Verdict::Conflict : Verdict::Place;
 }

@@ -4,6 +4,8 @@
 
 #include <fstream>
 
+#include "writer/opener_flags.h"
+
 namespace atomic4 {
 namespace {
 
@@ -70,6 +72,12 @@ void FileAccess::give_up(const std::string& why) {
 }
 
 void FileAccess::opened(pid_t pid, uint64_t token) {
+    // Whoever only reads harms nothing, and goes on even while our own writes can't (a frozen
+    // volume).
+    if (surely_only_reads(pid)) {
+        (void)around_.openers->allow(token).has_value();
+        return;
+    }
     waiting_.push_back({pid, token});
     // Others are in already, and nothing live is left that one more could harm.
     if (!watched_ || (strict_ && settled_)) {

@@ -6,10 +6,12 @@
 //
 //   start        the file is marked first, so that whoever opens it from now on is held; then a
 //                probe finds those who had it open before
-//   an opener    is held; new writes wait, running ones finish; our own writable descriptor is
-//                closed, and the probe tells whether the opener, or anybody, can write. A reader
-//                goes on, and the file stays exclusive. A writer goes on when the file's live
-//                records are retired, and the file is strict
+//   an opener    is held. If its call shows that it only reads, it goes on at once
+//   (opener_flags.h).
+//                Else new writes wait, running ones finish; our own writable descriptor is closed,
+//                and the probe tells whether the opener, or anybody, can write. A reader goes on,
+//                and the file stays exclusive. A writer goes on when the file's live records are
+//                retired, and the file is strict
 //   a writer has gone      the same probe: if nobody is left the file is exclusive again
 //   a client declares that it writes only through us: its process no longer counts
 //

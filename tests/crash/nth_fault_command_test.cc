@@ -375,7 +375,7 @@ TEST(NthFaultCommand, Map) {
 TEST(NthFaultCommand, Status) {
     look_with_every_fault(
         looking("status", make_fault_files(true).image, [](const Context& context) {
-            return run(context, StatusCommand{"image", {}, "/atomic"});
+            return run(context, StatusCommand{"image", "/atomic"});
         }));
 }
 
@@ -438,7 +438,7 @@ TEST(NthFaultCommand, Read) {
         CommandCase it = looking("read " + model.path, files.image, [&](const Context& context) {
             return run(
                 context,
-                ReadCommand{"image", {}, model.path, ByteOffset(0), Bytes(model.bytes.size())});
+                ReadCommand{"image", model.path, ByteOffset(0), Bytes(model.bytes.size())});
         });
         it.streams = true;
         it.says_so = [&](const std::string& out) {

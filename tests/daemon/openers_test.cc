@@ -81,9 +81,8 @@ void OpenersTest::rounds(size_t count, bool whole_daemon) {
             must(client->submit_write(file.handle, ByteOffset(other),
                                       stamped(kUnit, 1, serial, other)));
         }
-        // All of the unit, or a part of it. Without a guard a part can't be told from a placement
-        // that was cut short.
-        const uint64_t part = whole_daemon ? 0 : random() % 3;
+        // All of the unit, or a part of it.
+        const uint64_t part = random() % 3;
         desk->offset = part == 2 ? at + 4096 : at;
         desk->length = part == 0 ? kUnit : 4096;
         const bool stopped = !whole_daemon && random() % 2 == 0;

@@ -170,6 +170,21 @@ TEST_F(MountedReplayTest, WhatIsPlacedStaysToItsNewerWriters) {
     expect("b", 0, filled(kUnit, 0));  // never placed, so never acknowledged
 }
 
+// The kernel doesn't tear a single write because a daemon dies: part of one is somebody else's
+// doing.
+TEST_F(MountedReplayTest, PartOfASingleWriteIsOthersUnlessTheyWereHeld) {
+    append({{"a", 0, filled(kUnit, 1)}});
+    put("a", 0, filled(kUnit, 1));
+    put("a", 4096, filled(4096, 9));
+    expect_emptied(replay({}));
+    expect("a", 4096, filled(4096, 9));
+
+    append({{"b", 0, filled(kUnit, 2)}});
+    put("b", 0, filled(4096, 2));
+    expect_emptied(replay(guarded()));
+    expect("b", 0, filled(kUnit, 2));
+}
+
 TEST_F(MountedReplayTest, HalfABatchIsFinished) {
     append({{"a", 0, filled(kUnit, 1)}, {"b", kUnit, filled(kUnit, 2)}});
     put("b", kUnit, filled(kUnit, 2));
