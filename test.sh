@@ -29,9 +29,11 @@ werror=OFF
 [ "${CI:-}" = true ] && werror=ON
 jobs=$(nproc)
 
-build() {
-    cmake --preset "$1" -DATOMIC4_WERROR=$werror >/dev/null
-    cmake --build --preset "$1" -j "$jobs" -- --quiet
+build() {  # preset, targets (default: all)
+    local preset=$1
+    shift
+    cmake --preset "$preset" -DATOMIC4_WERROR=$werror >/dev/null
+    cmake --build --preset "$preset" -j "$jobs" ${1:+--target "$@"} -- --quiet
 }
 run() {  # preset, ctest arguments
     local preset=$1
@@ -61,9 +63,16 @@ if [ "$mode" != --quick ]; then
     # An I/O error at every step: no leak either.
     run asan -j "$jobs" -R '^NthFault'
 
+    step "build: thread sanitizer"
+    build tsan daemon_tests
+
+    step "tests: thread sanitizer"
+    # One thread owns the ring, which the sanitizer can't see into: with plain system calls.
+    run tsan -R 'WithoutUring|ExclusiveTest|OperatingTest.Our'
+
     step "lint"
     # The compile commands are g++'s: clang doesn't know all of its warnings.
-    git ls-files 'libatomicfs/*.cc' 'tools/*.cc' |
+    git ls-files 'libatomicfs/*.cc' 'daemon/*.cc' 'tools/*.cc' |
         xargs -P "$jobs" -n 4 clang-tidy-19 --quiet -p build/release \
             --extra-arg=-Wno-unknown-warning-option 2>/dev/null
 fi
