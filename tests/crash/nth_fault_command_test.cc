@@ -373,10 +373,9 @@ TEST(NthFaultCommand, Map) {
 }
 
 TEST(NthFaultCommand, Status) {
-    look_with_every_fault(
-        looking("status", make_fault_files(true).image, [](const Context& context) {
-            return run(context, StatusCommand{"image", "/atomic"});
-        }));
+    look_with_every_fault(looking(
+        "status", make_fault_files(true).image,
+        [](const Context& context) { return run(context, StatusCommand{"image", "/atomic"}); }));
 }
 
 TEST(NthFaultCommand, Check) {
@@ -436,9 +435,8 @@ TEST(NthFaultCommand, Read) {
     for (const size_t i : {kAtomic, kMixed, kTree}) {
         const FileModel& model = files.models[i];
         CommandCase it = looking("read " + model.path, files.image, [&](const Context& context) {
-            return run(
-                context,
-                ReadCommand{"image", model.path, ByteOffset(0), Bytes(model.bytes.size())});
+            return run(context,
+                       ReadCommand{"image", model.path, ByteOffset(0), Bytes(model.bytes.size())});
         });
         it.streams = true;
         it.says_so = [&](const std::string& out) {
