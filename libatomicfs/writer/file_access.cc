@@ -136,6 +136,7 @@ void FileAccess::step() {
 void FileAccess::probe() {
     probe_wanted_ = false;
     probing_ = true;
+    ++probes_;
     direct_.reset();
     const auto nobody = OpenWatch::nobody_writes(read_only());
     if (nobody && *nobody) {
@@ -156,10 +157,11 @@ void FileAccess::probe() {
         let_go();
     } else {
         // What is live now could be replayed over what they are going to write.
-        around_.when_retired([this, alive = alive_](const Result<>&) {
-            if (!*alive) return;
+        around_.when_retired([this, alive = alive_, probes = probes_](const Result<>&) {
+            // Later openers are a later probe's business.
+            if (!*alive || probes != probes_) return;
             // In doubt or not: nobody is held for ever. In doubt the log says so.
-            if (strict_) settled_ = true;
+            settled_ = true;
             let_go();
         });
     }

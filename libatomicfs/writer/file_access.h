@@ -116,6 +116,7 @@ class FileAccess {
     std::map<pid_t, std::string> writers_;  // with their names
     std::vector<Held> waiting_;             // openers
     size_t users_ = 0;
+    uint64_t probes_ = 0;
     std::optional<Error> broken_;
     std::vector<std::function<void(Result<>)>> ready_calls_;
     std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
