@@ -8,11 +8,13 @@
 #include <array>
 #include <chrono>
 #include <cstdlib>
+#include <fstream>
 #include <thread>
 
 #include "support/mounted_scenario.h"
 #include "support/power_cut.h"
 #include "support/privileged.h"
+#include "writer/open_volume.h"
 
 namespace atomic4::test {
 namespace {
@@ -126,6 +128,98 @@ TEST_F(MountedPowerCutTest, RecoveryItselfIsCut) {
         }
     }
     EXPECT_GT(replayed, 0u);
+}
+
+// Somebody opens a file whose writes are live in the log, and writes over them.
+TEST_F(MountedPowerCutTest, WhatASecondOpenerSyncedSurvives) {
+    const TempDir temp;
+    const auto data = MountedScenario::kData;
+    for (uint64_t i = 0; i < 4; ++i) ASSERT_TRUE(scenario_->write({{data, 4 * i, 4}}));
+    ASSERT_GT(scenario_->session().target().counts().live_records, 0u);
+    const size_t before = scenario_->disk().events();
+    const WriteHistory::Part part{data, 5, 3};
+    const uint64_t number = scenario_->history().begin_by_others(part, before);
+    const auto bytes = scenario_->history().bytes(number, part);
+    std::ofstream(temp.file("bytes"), std::ios::binary)
+        .write(reinterpret_cast<const char*>(bytes.data()),
+               static_cast<std::streamsize>(bytes.size()));
+    ASSERT_EQ(scenario_->session().by_others([&] {
+        return run_command({"dd", "if=" + temp.file("bytes"),
+                            "of=" + scenario_->session().path("data"), "bs=4096", "seek=5",
+                            "conv=notrunc,fsync"})
+            .status;
+    }),
+              0);
+    scenario_->history().done(number, scenario_->disk().events());
+    EXPECT_EQ(scenario_->session().target().counts().live_records, 0u);
+    ASSERT_TRUE(scenario_->write({{data, 12, 4}}));
+    const size_t after = scenario_->disk().events();
+    end();
+    wait_until_times_tell();
+    for (size_t cut = before; cut <= after; ++cut) {
+        const uint64_t luck = fate(cut);
+        SCOPED_TRACE(where(cut, luck));
+        const Image image = trace_->image_after(cut, luck);
+        const Recovery way = cut % 2 == 0 ? Recovery::PrivateMount : kOtherWays[cut / 2 % 3];
+        EXPECT_EQ(recover(image, way, cut).complaint, "") << to_text(way);
+    }
+}
+
+// After the crash somebody mounted the volume and went on without us.
+TEST_F(MountedPowerCutTest, NewerBytesThanTheRecordsAreKept) {
+    const auto data = MountedScenario::kData;
+    const auto sparse = MountedScenario::kSparse;
+    ASSERT_TRUE(scenario_->write({{sparse, 0, 1}}));
+    ASSERT_TRUE(scenario_->write({{data, 0, 4}}));
+    ASSERT_TRUE(scenario_->write({{sparse, 0, 1}}));
+    const size_t cut = scenario_->disk().events();
+    end();
+    wait_until_times_tell();
+    // Both records are live, and their placements lost.
+    const std::string& dir = scenario_->dir();
+    const auto newer = filled(4096, 9);
+    FaultDisk disk(trace_->image_after(cut, 0), FaultDisk::Memory::Forgets);
+    const auto contents = [&] {
+        Mount mount(disk.device(), dir, {"-t", "ext4"});
+        return file_contents(dir + "/data");
+    };
+    {
+        Mount mount(disk.device(), dir, {"-t", "ext4"});
+        const UniqueFd fd(::open((dir + "/data").c_str(), O_RDWR | O_CLOEXEC));
+        ASSERT_EQ(::pwrite(fd.get(), newer.data(), newer.size(), 4096), 4096);
+    }
+    const auto before = contents();
+    for (const bool privately : {false, true}) {
+        MountHistory known;
+        if (privately) known.before_private_mount = before_mount(disk.contents());
+        Mount mount(disk.device(), dir, {"-t", "ext4"});
+        const auto volume = MountedVolume::open(dir).value();
+        const auto log = recover_mounted_log(*volume, known);
+        ASSERT_FALSE(log);
+        EXPECT_EQ(log.error().code, EUCLEAN);
+        EXPECT_THAT(log.error().message, HasSubstr("changed by others"));
+        EXPECT_THAT(log.error().message, HasSubstr("--force or --discard"));
+        EXPECT_FALSE(read_log(volume->log(), volume->attr().log_id).value().live.empty());
+        // What is nobody's but ours is there.
+        const auto& history = scenario_->history();
+        const auto ours = history.bytes(3, {sparse, 0, 1});
+        auto found = file_contents(dir + "/sparse");
+        found.resize(ours.size());
+        EXPECT_TRUE(found == ours);
+    }
+    EXPECT_TRUE(contents() == before);
+    // The operator decides.
+    Image discarded = disk.contents();
+    const auto dropped =
+        atomic4::recover(std::make_unique<ImageDevice>(discarded), OnConflict::Discard);
+    ASSERT_TRUE(dropped) << dropped.error().message;
+    EXPECT_TRUE(dropped->log_emptied);
+    Image forced = disk.contents();
+    const auto report = atomic4::recover(std::make_unique<ImageDevice>(forced), OnConflict::Force);
+    ASSERT_TRUE(report) << report.error().message;
+    EXPECT_TRUE(report->log_emptied);
+    EXPECT_EQ(recover(discarded, Recovery::PlainMount, 0).records, 0u);
+    EXPECT_EQ(recover(forced, Recovery::PlainMount, cut).complaint, "");
 }
 
 }  // namespace

@@ -41,7 +41,8 @@ class Mount {
     Mount& operator=(const Mount&) = delete;
 
     const std::string& directory() const { return directory_; }
-    void unmount();  // now; throws with umount's words
+    void unmount();                    // now; throws with umount's words
+    void gone() { mounted_ = false; }  // somebody else has unmounted it
 
   private:
     std::string directory_;
