@@ -300,7 +300,8 @@ Result<MountedReplay::Verdict> MountedReplay::decide(const Operation& operation,
         if (found.equal == 0) return Verdict::Leave;
         // A single write that was given to the kernel is there as a whole, whatever became of the
         // daemon. If others could open the file since, what differs is theirs.
-        if (!history_.guard_unbroken && operation.ranges.size() == 1 &&
+        if (policy_ == OnConflict::Keep && !history_.guard_unbroken &&
+            found.differing_suspicious == 0 && operation.ranges.size() == 1 &&
             operation.ranges[0].bytes.length() <= kWholeWrite)
             return Verdict::Leave;
     }

@@ -191,7 +191,7 @@ TEST_F(MountedPowerCutTest, NewerBytesThanTheRecordsAreKept) {
     const auto before = contents();
     for (const bool privately : {false, true}) {
         MountHistory known;
-        if (privately) known.before_private_mount = before_mount(disk.contents());
+        if (privately) known.before_private_mount = stamp_of(disk.contents());
         Mount mount(disk.device(), dir, {"-t", "ext4"});
         const auto volume = MountedVolume::open(dir).value();
         const auto log = recover_mounted_log(*volume, known);

@@ -198,7 +198,7 @@ TEST_F(MountedReplayTest, HalfABatchIsFinished) {
 TEST_F(MountedReplayTest, ATornOperationIsFinished) {
     append({{"a", 0, filled(kUnit, 1)}});
     put("a", 8192, filled(4096, 1));
-    expect_emptied(replay({}));
+    expect_emptied(replay(guarded()));
     expect("a", 0, filled(kUnit, 1));
 }
 

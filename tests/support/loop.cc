@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <linux/loop.h>
+#include <poll.h>
 #include <sys/ioctl.h>
 
 #include <cerrno>
@@ -53,7 +54,12 @@ Mount::Mount(const std::string& source, const std::string& directory,
 }
 
 void Mount::unmount() {
-    const CommandOutput result = run_command({"umount", directory_});
+    CommandOutput result = run_command({"umount", directory_});
+    // The kernel takes a moment to close what a process had that has just ended.
+    for (int i = 0; i < 250 && result.output.find("busy") != std::string::npos; ++i) {
+        ::poll(nullptr, 0, 20);
+        result = run_command({"umount", directory_});
+    }
     if (result.status != 0) throw std::runtime_error("umount: " + result.output);
     mounted_ = false;
 }

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <poll.h>
+#include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
@@ -114,6 +115,15 @@ Result<int> call_umount(const UmountRequest& request, const std::string& mount_p
     return run_program(command);
 }
 
+// The kernel takes a moment to close what a daemon had that has just ended. Asks whether the mount
+// is busy, which the first of two MNT_EXPIRE calls does without unmounting anything (umount(2)).
+void wait_while_busy(const std::string& mount_point) {
+    for (int i = 0; i < 100; ++i) {
+        if (::umount2(mount_point.c_str(), MNT_EXPIRE) == 0 || errno != EBUSY) return;
+        ::poll(nullptr, 0, 20);
+    }
+}
+
 }  // namespace
 
 Result<> unmount_volume(const Context& context, const UmountRequest& request) {
@@ -128,6 +138,7 @@ Result<> unmount_volume(const Context& context, const UmountRequest& request) {
     if (!stopped && !in_any_case)
         return fail(EBUSY, "{}; {} stays mounted", stopped.error().message, target.mount_point);
     if (!stopped) context.warn(stopped.error().message);
+    if (stopped && *stopped && !in_any_case) wait_while_busy(target.mount_point);
     const int status = A4_TRY(call_umount(request, target.mount_point));
     if (status == 0) return {};
     return fail(EBUSY, "{}: umount(8) ended with status {}{}", target.mount_point, status,
