@@ -283,5 +283,11 @@ int main_program(int argc, char** argv) {
 }  // namespace atomic4
 
 int main(int argc, char** argv) {
-    return atomic4::main_program(argc, argv);
+    // What throws here is the allocator: nothing of ours does.
+    try {
+        return atomic4::main_program(argc, argv);
+    } catch (const std::exception& error) {
+        std::fprintf(stderr, "atomic4d: %s\n", error.what());
+        return 1;
+    }
 }

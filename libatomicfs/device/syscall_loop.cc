@@ -93,7 +93,7 @@ class SyscallLoop final : public EventLoop {
     };
 
     template <class Call>
-    static int result_of(Call call) {
+    static int result_of(const Call& call) {
         ssize_t result = 0;
         do result = call();
         while (result < 0 && errno == EINTR);
@@ -113,7 +113,7 @@ class SyscallLoop final : public EventLoop {
         const auto first = std::ranges::min_element(timers_, {}, &Timer::when)->when;
         const auto left =
             std::chrono::duration_cast<std::chrono::milliseconds>(first - Clock::now()).count() + 1;
-        return static_cast<int>(std::clamp<long long>(left, 0, 1000 * 1000));
+        return static_cast<int>(std::clamp<long long>(left, 0, 1000LL * 1000));
     }
 
     Result<> look(bool wait) {

@@ -3,6 +3,7 @@
 #include <sys/uio.h>
 
 #include <algorithm>
+#include <utility>
 
 namespace atomic4 {
 namespace {
@@ -115,9 +116,9 @@ void GroupCommit::place(const std::shared_ptr<Group>& group) {
 void GroupCommit::placed(const std::shared_ptr<Group>& group, size_t index) {
     Item& item = group->items[index];
     const Need need = item.need;
-    auto done = std::move(item.done);
+    const auto done = std::exchange(item.done, nullptr);
     if (item.placed) item.placed();
-    if (need != Need::Placed) acknowledge_later(group->sequence, need, std::move(done));
+    if (need != Need::Placed) acknowledge_later(group->sequence, need, done);
     if (--group->items_left == 0) {
         while (!groups_.empty() && groups_.front()->logged && groups_.front()->items_left == 0) {
             placed_ = groups_.front()->sequence;

@@ -105,7 +105,7 @@ void MountedTarget::start_native(std::unique_ptr<Pending> pending) {
                 [this, running](int result) { native_done(running, result); });
 }
 
-void MountedTarget::native_done(std::shared_ptr<Pending> pending, int result) {
+void MountedTarget::native_done(const std::shared_ptr<Pending>& pending, int result) {
     const WriteOp::Range& range = pending->op->ranges[0];
     const size_t length = range.data.size();
     finish_simple(*pending);

@@ -126,12 +126,13 @@ void MountedTarget::close(FileRef file) {
     if (it == files_.end() || it->second.get() != file.get()) return;
     SharedRef shared_file = it->second;
     if (--shared_file->handles > 0) return;
-    commit_->when_retired([this, weak = std::weak_ptr(shared_file), alive = alive_](Result<>) {
-        const auto gone = weak.lock();
-        if (!*alive || !gone || gone->handles > 0) return;
-        gone->closing = true;
-        schedule_pump();
-    });
+    commit_->when_retired(
+        [this, weak = std::weak_ptr(shared_file), alive = alive_](const Result<>&) {
+            const auto gone = weak.lock();
+            if (!*alive || !gone || gone->handles > 0) return;
+            gone->closing = true;
+            schedule_pump();
+        });
 }
 
 Result<FileLimits> MountedTarget::limits(const FileRef& file) {

@@ -90,7 +90,7 @@ class MountedTarget final : public Target, private GroupCommit::Placer {
     bool plan_logged(std::unique_ptr<Pending>& pending, GroupPlan& plan);
     bool retired_first(Pending& pending);
     void start_native(std::unique_ptr<Pending> pending);
-    void native_done(std::shared_ptr<Pending> pending, int result);
+    void native_done(const std::shared_ptr<Pending>& pending, int result);
     void start_plain(std::unique_ptr<Pending> pending);
     void start_read(std::unique_ptr<Pending> pending);
     void finish_simple(Pending& pending);

@@ -14,8 +14,10 @@ bool RangeOrder::running(const HeldRange& range, Use use) const {
     auto it = writers_.lower_bound({range.inode, begin});
     if (it != writers_.end() && it->first.first == range.inode && it->first.second < end)
         return true;
-    if (it != writers_.begin() && (--it)->first.first == range.inode && it->second > begin)
-        return true;
+    if (it != writers_.begin()) {
+        --it;
+        if (it->first.first == range.inode && it->second > begin) return true;
+    }
     return use == Use::Write &&
            std::ranges::any_of(readers_, [&](const HeldRange& r) { return overlap(r, range); });
 }

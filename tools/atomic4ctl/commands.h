@@ -59,6 +59,7 @@ struct StatusCommand {
     std::string device;  // empty: through a daemon
     std::string path;
     // Of the daemon; empty: at the default place of the volume that path lies on.
+    // NOLINTNEXTLINE(readability-redundant-member-init): for -Wmissing-field-initializers
     std::string socket = {};
 };
 Result<int> run(const Context& context, const StatusCommand& command);
@@ -84,6 +85,7 @@ struct WriteCommand {
     bool plain = false;
     Engine engine = Engine::Auto;
     // Of the daemon; empty: at the default place of the volume that path lies on.
+    // NOLINTNEXTLINE(readability-redundant-member-init): for -Wmissing-field-initializers
     std::string socket = {};
 };
 Result<int> run(const Context& context, const WriteCommand& command);
@@ -94,6 +96,7 @@ struct ReadCommand {
     ByteOffset offset;
     Bytes length;
     // Of the daemon; empty: at the default place of the volume that path lies on.
+    // NOLINTNEXTLINE(readability-redundant-member-init): for -Wmissing-field-initializers
     std::string socket = {};
 };
 Result<int> run(const Context& context, const ReadCommand& command);
