@@ -264,7 +264,8 @@ TEST_P(HostilePackets, AnyNumberOfAnyDescriptors) {
         open.flags = wire::kOpenRead;
         wire::ArenaRequest arena{};
         arena.size = 4096;
-        WireClient bad = client();
+        // None has a file open: while so many are being closed this user can pass none.
+        WireClient bad = volume().client(kUser);
         for (const size_t count : {0, 1, 2, 3, 60, 61, 200, 253}) {
             for (const int fd : {file.get(), event.get(), bad.fd()}) {
                 const std::vector<int> many(count, fd);
@@ -280,14 +281,14 @@ TEST_P(HostilePackets, AnyNumberOfAnyDescriptors) {
         // In packets that end the connection, one without any byte among them.
         for (const size_t length : {0, 1, 15}) {
             for (int i = 0; i < 20; ++i) {
-                const WireClient ending = client();
+                const WireClient ending = volume().client(kUser);
                 EXPECT_TRUE(ending.send(Packet(length), std::vector<int>(10, file.get())));
                 EXPECT_TRUE(ending.ends());
             }
         }
         // Still unread when the connection ends.
         for (int i = 0; i < 20; ++i) {
-            const WireClient ending = client();
+            const WireClient ending = volume().client(kUser);
             for (int n = 0; n < 10; ++n)
                 ending.send_now(request_packet(Type::Ping, 1), std::vector<int>(10, file.get()));
         }

@@ -71,8 +71,8 @@ WireClient::WireClient(const std::string& socket, const Identity& who) {
     int error = 0;
     as_user(who, [&] {
         socket_.reset(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
-        if (::connect(socket_.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) !=
-            0)
+        if (!socket_ || ::connect(socket_.get(), reinterpret_cast<const sockaddr*>(&address),
+                                  sizeof address) != 0)
             error = errno;
     });
     if (error != 0) throw std::runtime_error(socket + ": " + std::strerror(error));
