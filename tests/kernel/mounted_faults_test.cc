@@ -41,6 +41,8 @@ void one_of_each(MountedScenario& it) {
 // In doubt or not, nobody may be kept waiting, and nothing may be served that isn't certain.
 void check_poisoned(MountedScenario& it) {
     for (const Error& error : it.errors) {
+        // ext4 has lost its journal, and the write was refused before anything was logged.
+        if (error.code == EROFS) continue;
         EXPECT_EQ(error.code, EIO) << error.message;
         EXPECT_THAT(error.message, HasSubstr("in doubt"));
     }
