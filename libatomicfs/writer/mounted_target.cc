@@ -479,8 +479,8 @@ void MountedTarget::settle() {
     }
     const bool writes_wait = std::ranges::any_of(
         queue_, [](const auto& pending) { return pending->kind != Pending::Kind::Read; });
-    const bool quiet =
-        running_ == 0 && (commit_->poisoned() || commit_->idle()) && (frozen_ || !writes_wait);
+    const bool quiet = running_ == 0 && (commit_->poisoned() || !commit_->device_busy()) &&
+                       (frozen_ || !writes_wait);
     if (quiet && !quiet_calls_.empty()) {
         std::vector<std::function<void(Result<>)>> calls;
         calls.swap(quiet_calls_);
