@@ -190,8 +190,9 @@ void Server::begin_stop() {
                             "not everything could be finished in time; the log keeps "
                             "what the next start needs");
     });
-    // Requests that can't finish soon (a frozen volume) and answers that nobody reads must not hold
-    // up the rest.
+    // A stop finishes what waits for a frozen volume anyway: now it can still be answered.
+    volume_.target().thaw();
+    // Requests that can't finish soon and answers that nobody reads must not hold up the rest.
     loop_.after(kAnswerTime, [this](int) {
         const auto slow = sessions_;
         for (const auto& [key, session] : slow) session->cut_off();

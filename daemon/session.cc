@@ -138,7 +138,8 @@ void Session::received(int result) {
     };
     if (result <= 0 || ending_) {
         drop();
-        // end() looks like a client that has gone; what runs still gets its answers.
+        // After end() that is all; what runs still gets its answers.
+        if (result == 0 && stopping_) ending_ = true;
         if (result < 0 || !ending_ || outstanding_ == 0) disconnect();
         return;
     }
@@ -157,6 +158,12 @@ void Session::received(int result) {
                       {EPROTO, "the packet is longer than any message"});
     }
     ++outstanding_;
+    if (stopping_) {
+        drop();
+        refuse({static_cast<wire::Type>(uint16_t{header->type}), header->tag, Clock::now()},
+               {ESHUTDOWN, "the daemon is stopping: connect to its successor"});
+        return receive();
+    }
     auto request = wire::decode(packet, descriptors.size(), connection_);
     if (!request) {
         drop();
@@ -475,11 +482,12 @@ void Session::send_next() {
 }
 
 void Session::end() {
-    ending_ = true;
-    if (outstanding_ == 0)
-        disconnect();
-    else
-        ::shutdown(socket_.get(), SHUT_RD);
+    if (stopping_ || gone_) return;
+    stopping_ = true;
+    // Nothing more can be sent. What was is received: closed over it, the client's socket would
+    // report a reset before the answers.
+    ::shutdown(socket_.get(), SHUT_RD);
+    receive();
 }
 
 void Session::disconnect() {

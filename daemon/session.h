@@ -43,7 +43,8 @@ class Session : public std::enable_shared_from_this<Session> {
     Session& operator=(const Session&) = delete;
 
     void start() { receive(); }
-    // No more requests; what runs is finished, its answers are sent.
+    // No more requests: what runs is finished, its answers are sent, and the rest of what has come
+    // is refused with ESHUTDOWN. Then the connection is closed.
     void end();
     // At once; answers are lost.
     void cut_off() { disconnect(); }
@@ -115,6 +116,7 @@ class Session : public std::enable_shared_from_this<Session> {
     msghdr send_message_{};
     bool sending_ = false;
     size_t outstanding_ = 0;  // received, and the answer not sent
+    bool stopping_ = false;   // end() was called: nothing more is begun
     bool ending_ = false;     // nothing more is received
     bool gone_ = false;       // nothing more is sent either
 };

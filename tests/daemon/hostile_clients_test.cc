@@ -116,10 +116,9 @@ TEST_P(HostileClients, OnesThatFloodAndNeverReadAnAnswer) {
     EXPECT_TRUE(volume().descriptors_come_down_to(before));
 }
 
-// An orderly end isn't prevented by somebody who doesn't read: TearDown looks at the exit status.
+// An orderly end isn't prevented by somebody who doesn't read.
 TEST_P(HostileClients, StoppingWhileAnswersAreUnread) {
-    static std::vector<WireClient> silent;  // open until the daemon has ended
-    silent.clear();
+    std::vector<WireClient> silent;
     for (int i = 0; i < 2; ++i) {
         silent.push_back(volume().client(kUser));
         const uint64_t handle = volume().open(silent.back(), "data", kReadWrite);
@@ -128,38 +127,45 @@ TEST_P(HostileClients, StoppingWhileAnswersAreUnread) {
             ++n;
     }
     work("other", 2);
+    stop();
 }
 
-// What is under way when the volume is frozen and the daemon is stopped is finished.
+// What waits for a frozen volume when the daemon is stopped is finished and answered.
 TEST_P(HostileClients, StoppingWhileFrozen) {
-    static std::vector<WireClient> waiting;
-    waiting.clear();
     WireClient root = volume().client();
-    waiting.push_back(volume().client());
-    const uint64_t handle = volume().open(waiting[0], "data", kReadWrite);
+    WireClient waiting = volume().client();
+    const uint64_t handle = volume().open(waiting, "data", kReadWrite);
     EXPECT_EQ(root.ask(Type::Freeze).error, 0u);
-    EXPECT_TRUE(waiting[0].send(write_packet(5, handle, 0, filled(kUnit, 5))));
-    EXPECT_EQ(root.ask(Type::Ping).error, 0u);
+    EXPECT_TRUE(waiting.send(write_packet(5, handle, 0, filled(kUnit, 5))));
+    EXPECT_EQ(waiting.ask(Type::Ping).error, 0u);
+    stop();
+    const auto answer = waiting.receive();
+    ASSERT_TRUE(answer);
+    EXPECT_EQ(answer->tag, 5u);
+    EXPECT_EQ(answer->error, 0u) << answer->reason;
 }
 
-// Answers of what was asked before the end come before it.
-TEST_P(HostileClients, StoppingAnswersWhatWasAsked) {
-    static std::vector<WireClient> busy;
-    busy.clear();
-    busy.push_back(volume().client());
-    const uint64_t handle = volume().open(busy[0], "data", kReadWrite);
+// Whatever was begun before the end is answered before it, and the rest of what was sent refused.
+TEST_P(HostileClients, StoppingAnswersWhatWasSent) {
+    WireClient busy = volume().client();
+    const uint64_t handle = volume().open(busy, "data", kReadWrite);
     constexpr uint64_t kCount = 200;
     for (uint64_t i = 0; i < kCount; ++i)
-        ASSERT_TRUE(busy[0].send(write_packet(1000 + i, handle, i * kUnit, filled(kUnit, 9))));
-    ASSERT_TRUE(busy[0].receive());
-    ASSERT_EQ(::kill(volume().daemon().worker(), SIGTERM), 0);
-    uint64_t durable = 1;
-    while (const auto answer = busy[0].receive()) {
-        EXPECT_EQ(answer->error, 0u) << answer->reason;
-        ++durable;
+        ASSERT_TRUE(busy.send(write_packet(i, handle, i * kUnit, filled(kUnit, 9))));
+    ASSERT_TRUE(busy.receive());
+    stop();
+    uint64_t answers = 1, done = 1;
+    while (const auto answer = busy.receive()) {
+        ++answers;
+        if (answer->error == 0) ++done;
+        EXPECT_TRUE(answer->error == 0 || answer->error == ESHUTDOWN) << answer->reason;
     }
-    fmt::print("{} of {} answered\n", durable, kCount);
-    stopped_by_itself();
+    EXPECT_EQ(answers, kCount);
+    if (!volume().mounted()) return;
+    uint64_t written = 0;
+    for (uint64_t i = 0; i < kCount; ++i)
+        written += read_path(volume().file("data"), i * kUnit, kUnit) == filled(kUnit, 9) ? 1 : 0;
+    EXPECT_EQ(written, done);
 }
 
 TEST_P(HostileClients, OnesThatDieInTheMiddleOfWrites) {
