@@ -5,11 +5,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <functional>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <random>
 #include <regex>
 #include <sstream>
@@ -174,10 +176,26 @@ struct Metrics {
     std::map<std::string, double> samples;  // by name and labels
     std::string error;
 };
+// The line with every label value left out; nothing if one is not escaped as it must be. By hand:
+// std::regex recurses for each character.
+std::optional<std::string> without_label_values(const std::string& line) {
+    std::string rest;
+    bool inside = false;
+    for (size_t at = 0; at < line.size(); ++at) {
+        if (line[at] == '"') inside = !inside;
+        if (!inside || line[at] == '"') {
+            rest += line[at];
+        } else if (line[at] == '\\') {
+            if (++at == line.size() || !strchr("\"\\n", line[at])) return std::nullopt;
+        }
+    }
+    if (inside) return std::nullopt;
+    return rest;
+}
 Metrics parse(const std::string& text) {
     static const std::regex help("# HELP ([a-zA-Z_:][a-zA-Z0-9_:]*) (.+)");
     static const std::regex type("# TYPE ([a-zA-Z_:][a-zA-Z0-9_:]*) (counter|gauge|histogram)");
-    static const std::string label = R"re([a-zA-Z_][a-zA-Z0-9_]*="([^"\\\n]|\\["\\n])*")re";
+    static const std::string label = R"re([a-zA-Z_][a-zA-Z0-9_]*="")re";
     static const std::regex sample("([a-zA-Z_:][a-zA-Z0-9_:]*)((\\{" + label + "(," + label +
                                    ")*\\})?) ([-+0-9.e]+|NaN|[+-]Inf)");
     Metrics metrics;
@@ -195,8 +213,10 @@ Metrics parse(const std::string& text) {
             family = match[1];
             if (family != helped) metrics.error = "TYPE without HELP: " + line;
             metrics.types[family] = match[2];
-        } else if (std::regex_match(line, match, sample)) {
+        } else if (const auto bare = without_label_values(line);
+                   bare && std::regex_match(*bare, match, sample)) {
             const std::string name = match[1];
+            const std::string labels = line.substr(name.size(), line.rfind(' ') - name.size());
             const bool part = metrics.types[family] == "histogram" &&
                               (name == family + "_bucket" || name == family + "_sum" ||
                                name == family + "_count");
@@ -206,7 +226,7 @@ Metrics parse(const std::string& text) {
             if ((metrics.types[family] == "counter") != name.ends_with("_total"))
                 metrics.error = "_total is for counters: " + line;
             const std::string value = match[match.size() - 1];
-            if (!metrics.samples.emplace(name + match[2].str(), std::stod(value)).second)
+            if (!metrics.samples.emplace(name + labels, std::stod(value)).second)
                 metrics.error = "a sample twice: " + line;
         } else {
             metrics.error = "not understood: " + line;
