@@ -413,6 +413,13 @@ bool RedoLog::overlaps_live(uint32_t inode, ByteOffset offset, Bytes length) con
     });
 }
 
+bool RedoLog::has_live(uint32_t inode) const {
+    return std::any_of(first_live(), entries_.end(), [&](const Entry& entry) {
+        return std::ranges::any_of(entry.ranges,
+                                   [&](const RangeRef& range) { return range.inode == inode; });
+    });
+}
+
 Result<> reset_log(Device& log, const LogContents& contents, SessionStamp stamp) {
     LogState state = emptied(contents, kNoEpoch, stamp);
     return store_superblocks(log, state, contents.slot);

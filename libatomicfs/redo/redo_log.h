@@ -112,6 +112,7 @@ class RedoLog {
     bool empty() const;  // nothing is live
     uint64_t live_count() const;
     bool overlaps_live(uint32_t inode, ByteOffset offset, Bytes length) const;
+    bool has_live(uint32_t inode) const;
     // 0: none was ever written.
     uint64_t last_sequence() const { return next_sequence_ - 1; }
     uint64_t durable_retired() const { return durable_retired_; }

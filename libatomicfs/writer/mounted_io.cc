@@ -48,7 +48,7 @@ Error io_error(int result, size_t length, const char* what) {
 // --- reads, plain and native writes ---
 
 void MountedTarget::finish_simple(Pending& pending) {
-    --running_;
+    --(pending.kind == Pending::Kind::Read ? reading_ : running_);
     order_.release(pending.ranges, pending.use());
     pending.each_file([&](const FileRef& file) {
         if (pending.kind != Pending::Kind::Read) shared(file).access.unuse();
@@ -58,7 +58,7 @@ void MountedTarget::finish_simple(Pending& pending) {
 
 void MountedTarget::start_read(std::unique_ptr<Pending> pending) {
     order_.hold(pending->ranges, pending->use());
-    ++running_;
+    ++reading_;
     std::shared_ptr<Pending> running = std::move(pending);
     loop_.read(shared(running->file).access.read_only(), running->ranges[0].offset, running->into,
                [this, running](int result) {

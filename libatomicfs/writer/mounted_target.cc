@@ -104,7 +104,6 @@ void MountedTarget::open_file(UniqueFd descriptor, pid_t peer, bool cooperative,
     }
     const SharedRef file = found->second;
     ++file->handles;
-    file->closing = false;
     // Ours may be the last of the client's description.
     descriptor.reset();
     const auto ready = [this, file, done = std::move(done)](Result<> opened) {
@@ -122,17 +121,10 @@ void MountedTarget::open_file(UniqueFd descriptor, pid_t peer, bool cooperative,
 }
 
 void MountedTarget::close(FileRef file) {
-    auto it = files_.find(file->inode);
+    const auto it = files_.find(file->inode);
     if (it == files_.end() || it->second.get() != file.get()) return;
-    SharedRef shared_file = it->second;
-    if (--shared_file->handles > 0) return;
-    commit_->when_retired(
-        [this, weak = std::weak_ptr(shared_file), alive = alive_](const Result<>&) {
-            const auto gone = weak.lock();
-            if (!*alive || !gone || gone->handles > 0) return;
-            gone->closing = true;
-            schedule_pump();
-        });
+    // settle() lets it go, when nothing needs it any more.
+    if (--it->second->handles == 0) schedule_pump();
 }
 
 Result<FileLimits> MountedTarget::limits(const FileRef& file) {
@@ -464,22 +456,35 @@ void MountedTarget::fail_all() {
     }
 }
 
-// When nothing runs: files that nobody has open go, the waiting are told, live records retire.
-void MountedTarget::settle() {
-    for (auto it = files_.begin(); it != files_.end();) {
-        const SharedRef& file = it->second;
-        if (file->closing && file->handles == 0) {
-            // Its records are retired; what else was written may stay in the page cache.
-            if (std::erase(dirty_, file) > 0) file->dirty = false;
-        }
-        if (file->closing && file->handles == 0 && file.use_count() == 1)
-            it = files_.erase(it);
-        else
-            ++it;
+// A file that no client has open goes when no request of it is left and no record of it is live:
+// until then its openers must be held, and what was placed must be flushed before it retires.
+bool MountedTarget::may_go(const SharedRef& file) {
+    if (file->handles > 0) return false;
+    const auto dirty = std::ranges::find(dirty_, file);
+    const long held_by_us = dirty == dirty_.end() ? 1 : 2;
+    if (file.use_count() > held_by_us) return false;
+    if (!commit_->poisoned() && commit_->log().has_live(file->inode)) {
+        if (std::exchange(file->leaving, true)) return false;
+        commit_->when_retired([this, weak = std::weak_ptr(file), alive = alive_](const Result<>&) {
+            if (!*alive) return;
+            if (const auto it = weak.lock()) it->leaving = false;
+            schedule_pump();
+        });
+        return false;
     }
+    // Plain writes; they may stay in the page cache.
+    if (dirty != dirty_.end()) dirty_.erase(dirty);
+    return true;
+}
+
+// Files that nobody needs go; when nothing runs the waiting are told and live records retire.
+void MountedTarget::settle() {
+    std::erase_if(files_, [this](const auto& entry) { return may_go(entry.second); });
     const bool writes_wait = std::ranges::any_of(
         queue_, [](const auto& pending) { return pending->kind != Pending::Kind::Read; });
-    const bool quiet = running_ == 0 && (commit_->poisoned() || !commit_->device_busy()) &&
+    // Reads change nothing: a frozen volume has them all the time.
+    const bool quiet = running_ == 0 && (frozen_ || reading_ == 0) &&
+                       (commit_->poisoned() || !commit_->device_busy()) &&
                        (frozen_ || !writes_wait);
     if (quiet && !quiet_calls_.empty()) {
         std::vector<std::function<void(Result<>)>> calls;

@@ -64,7 +64,7 @@ class MountedTarget final : public Target, private GroupCommit::Placer {
     Bytes block_size() const override { return volume_->block_size(); }
     Bytes batch_max() const override { return Bytes(commit_->log().capacity().value() / 4); }
     TargetCounts counts() const override;
-    bool device_busy() const override { return commit_->device_busy() || running_ > 0; }
+    bool device_busy() const override { return commit_->device_busy() || running_ + reading_ > 0; }
 
     MountedVolume& volume() { return *volume_; }
     // Why no file can be exclusive; empty: they can.
@@ -95,6 +95,7 @@ class MountedTarget final : public Target, private GroupCommit::Placer {
     void start_read(std::unique_ptr<Pending> pending);
     void finish_simple(Pending& pending);
     void fail_all();
+    bool may_go(const SharedRef& file);
     void settle();
 
     void place(const FileRef& file, ByteOffset offset, std::span<const std::byte> data,
@@ -122,7 +123,8 @@ class MountedTarget final : public Target, private GroupCommit::Placer {
     std::list<std::unique_ptr<Pending>> queue_;
     RangeOrder order_;
     std::vector<SharedRef> dirty_;
-    size_t running_ = 0;  // reads, plain and native writes, preparations
+    size_t running_ = 0;  // plain and native writes, preparations, placements, flushes
+    size_t reading_ = 0;
     bool pump_scheduled_ = false;
     bool frozen_ = false;
     bool stopping_ = false;

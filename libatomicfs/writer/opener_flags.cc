@@ -34,7 +34,8 @@ Wish wish_of(const std::filesystem::path& task) {
     const auto call = first_line(task / "syscall");
     // Threads of io_uring open files without a system call.
     if (!name || !call || name->starts_with("iou-")) return Wish::Unknown;
-    if (*call == "running") return Wish::Nothing;  // who is held doesn't run
+    // It may be the one that is held, on its way to sleep.
+    if (*call == "running") return Wish::Unknown;
     long number = -1;
     unsigned long long arguments[3] = {};
     if (std::sscanf(call->c_str(), "%ld %llx %llx %llx", &number, &arguments[0], &arguments[1],

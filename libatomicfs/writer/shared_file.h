@@ -47,7 +47,7 @@ class SharedFile final : public TargetFile {
     const AtomicLimits native;
     FileAccess access;
     size_t handles = 0;
-    bool closing = false;   // the last handle is closed and its records retired
+    bool leaving = false;   // without handles, it waits for its records to retire
     bool dirty = false;     // written since the last flush
     bool collided = false;  // cached pages were found where we had placed, since the last flush
     bool cached_writes = false;  // we have written it through the page cache ourselves

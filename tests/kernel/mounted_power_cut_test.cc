@@ -11,6 +11,7 @@
 #include <fstream>
 #include <thread>
 
+#include "support/bytes.h"
 #include "support/mounted_scenario.h"
 #include "support/power_cut.h"
 #include "support/privileged.h"
@@ -163,6 +164,37 @@ TEST_F(MountedPowerCutTest, WhatASecondOpenerSyncedSurvives) {
         const Recovery way = cut % 2 == 0 ? Recovery::PrivateMount : kOtherWays[cut / 2 % 3];
         EXPECT_EQ(recover(image, way, cut).complaint, "") << to_text(way);
     }
+}
+
+// A client closes its file, or dies, while its write still waits: once nothing of it is live, the
+// bytes must be on the disk; and until then others are held.
+TEST_F(MountedPowerCutTest, AWriteWhoseFileIsClosedBeforeItBegins) {
+    MountedSession& session = scenario_->session();
+    const auto bytes = filled(64 << 10, 0xa7);
+    ASSERT_EQ(session.by_others([path = session.path("closed")] {
+        const UniqueFd fd(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644));
+        return ::fallocate(fd.get(), 0, 0, 64 << 10) == 0 && ::fsync(fd.get()) == 0 ? 0 : -errno;
+    }),
+              0);
+    auto file = session.open("closed");
+    ASSERT_TRUE(file) << file.error().message;
+    const auto written =
+        session.driver().submit(WriteOp::Kind::Atomic, *file, 0, bytes, Engine::Logged);
+    const size_t files = session.target().counts().files;
+    session.target().close(std::move(*file));
+    session.driver().run_until([&] { return written->has_value(); });
+    ASSERT_TRUE(**written);
+    EXPECT_EQ(session.target().counts().live_records, 1u);
+    EXPECT_EQ(session.target().counts().files, files);  // watched
+    session.driver().run_until([&] { return session.target().counts().files < files; });
+    EXPECT_EQ(session.target().counts().live_records, 0u);
+    const Image image = scenario_->disk().recorded()->image_after(scenario_->disk().events(), 0);
+
+    const FaultDisk disk(image, FaultDisk::Memory::Forgets);
+    const TempDir temp;
+    ASSERT_EQ(run_command({"mkdir", temp.file("mnt")}).status, 0);
+    const Mount mount(disk.device(), temp.file("mnt"), {"-t", "ext4"});
+    EXPECT_TRUE(file_contents(temp.file("mnt") + "/closed") == bytes);
 }
 
 // After the crash somebody mounted the volume and went on without us.
