@@ -38,6 +38,28 @@ bool aligned(const void* memory) {
     return reinterpret_cast<uintptr_t>(memory) % 4096 == 0;
 }
 
+// Placements that others' pages disturb.
+constexpr int kTries = 16;
+
+// The file that a descriptor is open on, for writes through the page cache.
+UniqueFd open_cached(int fd) {
+    const std::string path = fmt::format("/proc/self/fd/{}", fd);
+    return UniqueFd(::open(path.c_str(), O_RDWR | O_CLOEXEC));
+}
+
+// 0 or a negative errno.
+int write_all(int fd, ByteOffset offset, std::span<const std::byte> data) {
+    while (!data.empty()) {
+        const ssize_t n =
+            ::pwrite(fd, data.data(), data.size(), static_cast<off_t>(offset.value()));
+        if (n < 0 && errno == EINTR) continue;
+        if (n <= 0) return n < 0 ? -errno : -EIO;
+        data = data.subspan(static_cast<size_t>(n));
+        offset += Bytes(static_cast<uint64_t>(n));
+    }
+    return 0;
+}
+
 Error io_error(int result, size_t length, const char* what) {
     if (result < 0) return Error::from_errno(-result, what);
     return Error{EIO, fmt::format("{}: only {} of {} bytes", what, result, length)};
@@ -142,36 +164,86 @@ void MountedTarget::native_done(const std::shared_ptr<Pending>& pending, int res
 
 void MountedTarget::place(const FileRef& file, ByteOffset offset, std::span<const std::byte> data,
                           bool durable, std::function<void(Result<>)> done) {
-    const auto it = std::static_pointer_cast<SharedFile>(file);
+    place_part(std::static_pointer_cast<SharedFile>(file), offset, data, durable, 0,
+               std::move(done));
+}
+
+void MountedTarget::place_part(const SharedRef& file, ByteOffset offset,
+                               std::span<const std::byte> data, bool durable, int tries,
+                               std::function<void(Result<>)> done) {
     ++running_;
     loop_.write(
-        it->access.direct(), offset, data, durable ? RWF_DSYNC : 0,
-        [this, it, offset, data, durable, done = std::move(done)](int result) mutable {
+        file->access.direct(), offset, data, durable ? RWF_DSYNC : 0,
+        [this, file, offset, data, durable, tries, done = std::move(done)](int result) mutable {
             --running_;
-            if (result > 0 && static_cast<size_t>(result) < data.size()) {
+            if (result == static_cast<int>(data.size()))
+                return placed(file, offset, data, durable, std::move(done));
+            if (result > 0) {
                 // The rest; what is there already is old or new like any placement.
                 const auto n = static_cast<uint64_t>(result);
-                return place(it, offset + Bytes(n), data.subspan(n), durable, std::move(done));
+                return place_part(file, offset + Bytes(n), data.subspan(n), durable, tries,
+                                  std::move(done));
             }
-            // A page that somebody wrote meanwhile makes a durable write fail like this.
-            const bool collided = result == -EIO && it->access.ack() == Ack::Strict &&
-                                  any_cached(it->access.read_only(), offset, Bytes(data.size()));
-            if (static_cast<size_t>(result) != data.size() && !collided)
-                return done(fail(io_error(result, data.size(), "write to the file")));
-            placed(it, offset, data, durable && !collided, std::move(done));
+            // Somebody's pages, in the way or themselves not written: once more, and then
+            // through the pages.
+            if (result == -EIO && file->page_error()) {
+                if (tries < kTries)
+                    return place_part(file, offset, data, false, tries + 1, std::move(done));
+                return place_cached(file, offset, data, std::move(done));
+            }
+            done(fail(io_error(result, data.size(), "write to the file")));
         });
 }
 
+// Pages that others have of what was placed may be old, and must not be written back some day.
 void MountedTarget::placed(const SharedRef& file, ByteOffset offset,
                            std::span<const std::byte> data, bool durable,
                            std::function<void(Result<>)> done) {
     const bool others = file->access.ack() == Ack::Strict || file->cached_writes;
-    if (others && any_cached(file->access.read_only(), offset, Bytes(data.size()))) {
-        file->collided = true;
-        return write_cached(file, offset, data, std::move(done));
-    }
+    if (others && any_cached(file->access.read_only(), offset, Bytes(data.size())))
+        return place_cached(file, offset, data, std::move(done));
     if (!durable) mark_dirty(file);
     done({});
+}
+
+// Through the page cache, and from there to the device; a flush makes it durable. As long as it
+// isn't certain that it was our pages that were written it is done again.
+void MountedTarget::place_cached(const SharedRef& file, ByteOffset offset,
+                                 std::span<const std::byte> data,
+                                 std::function<void(Result<>)> done) {
+    ++running_;
+    file->cached_writes = true;
+    helper_->run(
+        [direct = file->access.direct(), offset, data]() -> int {
+            const UniqueFd fd = open_cached(direct);
+            if (!fd) return -errno;
+            int result = 0;
+            for (int i = 0; i < kTries; ++i) {
+                result = write_all(fd.get(), offset, data);
+                if (result < 0) return result;
+                constexpr unsigned kWrite = SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE |
+                                            SYNC_FILE_RANGE_WAIT_AFTER;
+                if (::sync_file_range(fd.get(), static_cast<off_t>(offset.value()),
+                                      static_cast<off_t>(data.size()), kWrite) == 0)
+                    return 0;
+                result = -errno;
+            }
+            return result == -EIO ? 1 : result;
+        },
+        [this, file, done = std::move(done)](int result) {
+            --running_;
+            mark_dirty(file);
+            if (result < 0) return done(fail(Error::from_errno(-result, "write to the file")));
+            // Whoever does that spoils his own file, and nobody else's.
+            if (result > 0) {
+                file->spoiled = Error{
+                    EIO, fmt::format("inode {}: in doubt: others' pages of it can't be written "
+                                     "back; close it everywhere, and don't mix mmap(2) and direct "
+                                     "writes of the same pages",
+                                     file->inode)};
+            }
+            done({});
+        });
 }
 
 // Only once the bytes are there: a flush begun before would not have caught them.
@@ -189,17 +261,8 @@ void MountedTarget::write_cached(const SharedRef& file, ByteOffset offset,
     file->cached_writes = true;
     helper_->run(
         [direct = file->access.direct(), offset, data]() -> int {
-            const std::string path = fmt::format("/proc/self/fd/{}", direct);
-            const UniqueFd fd(::open(path.c_str(), O_RDWR | O_CLOEXEC));
-            if (!fd) return -errno;
-            for (size_t written = 0; written < data.size();) {
-                const ssize_t n = ::pwrite(fd.get(), data.data() + written, data.size() - written,
-                                           static_cast<off_t>(offset.value() + written));
-                if (n < 0 && errno == EINTR) continue;
-                if (n <= 0) return n < 0 ? -errno : -EIO;
-                written += static_cast<size_t>(n);
-            }
-            return 0;
+            const UniqueFd fd = open_cached(direct);
+            return fd ? write_all(fd.get(), offset, data) : -errno;
         },
         [this, file, done = std::move(done)](int result) {
             --running_;
@@ -211,20 +274,34 @@ void MountedTarget::write_cached(const SharedRef& file, ByteOffset offset,
 
 // --- flushing ---
 
-// fdatasync on the descriptor that lives as long as the file: what it reports once it must see.
-void MountedTarget::flush_file(const SharedRef& file, bool again,
-                               std::function<void(Result<>)> done) {
+// fdatasync tells of the device and of the file's pages, and of the latter says nothing certain
+// about the former: then all that was done is committed in another way.
+void MountedTarget::flush_file(const SharedRef& file, std::function<void(Result<>)> done) {
+    if (file->noisy()) return commit_everything(std::move(done));
     ++running_;
-    const bool collided = std::exchange(file->collided, false);
-    loop_.fdatasync(file->access.read_only(), [this, file, again, collided,
+    loop_.fdatasync(file->access.read_only(), [this, file,
                                                done = std::move(done)](int result) mutable {
         --running_;
         if (result >= 0) return done({});
-        // The kernel's word for "a page and a direct write collided", once: what was placed has
-        // been written again through the cache since. Anything else is final.
-        if (result == -EIO && collided && !again) return flush_file(file, true, std::move(done));
+        if (file->page_error()) return commit_everything(std::move(done));
         done(fail(Error::from_errno(-result, fmt::format("fdatasync of inode {}", file->inode))));
     });
+}
+
+// Commits ext4's running transaction, which has all changes of sizes and mappings so far, and
+// flushes the device: by the log's file, which nobody else writes. The transaction begins anew with
+// the log's times, so there is one to commit.
+void MountedTarget::commit_everything(std::function<void(Result<>)> done) {
+    ++running_;
+    helper_->run(
+        [fd = log_fd_]() -> int {
+            return ::futimens(fd, nullptr) == 0 && ::fsync(fd) == 0 ? 0 : -errno;
+        },
+        [this, done = std::move(done)](int result) {
+            --running_;
+            done(result < 0 ? Result<>(fail(Error::from_errno(-result, "fsync of the log")))
+                            : Result<>());
+        });
 }
 
 void MountedTarget::flush_placed(std::function<void(Result<>)> done) {
@@ -239,7 +316,7 @@ void MountedTarget::flush_placed(std::function<void(Result<>)> done) {
     auto progress = std::make_shared<Progress>(Progress{files.size(), {}, std::move(done)});
     for (const SharedRef& file : files) {
         file->dirty = false;
-        flush_file(file, false, [progress](Result<> flushed) {
+        flush_file(file, [progress](Result<> flushed) {
             if (!flushed && progress->result) progress->result = std::move(flushed);
             if (--progress->left == 0) progress->done(std::move(progress->result));
         });
@@ -253,16 +330,52 @@ void MountedTarget::flush(FileRef file, std::function<void(Result<>)> done) {
         return;
     }
     // Logged writes are durable already; plain ones are in the page cache.
-    const auto finish = [this, done](Result<> flushed) {
-        if (!flushed) {
-            commit_->poison(flushed.error(), "flush");
-            return done(fail(commit_->in_doubt()));
-        }
-        done({});
+    const auto failed = [this, done](const Error& error) {
+        commit_->poison(error, "flush");
+        done(fail(commit_->in_doubt()));
     };
-    if (!file) return flush_placed(finish);
+    if (!file) {
+        return flush_placed([done, failed](const Result<>& flushed) {
+            if (!flushed) return failed(flushed.error());
+            done({});
+        });
+    }
     const auto it = std::static_pointer_cast<SharedFile>(file);
-    flush_file(it, false, finish);
+    if (it->noisy()) return flush_noisy(it, 0, done);
+    ++running_;
+    loop_.fdatasync(it->access.read_only(), [this, it, done, failed](int result) {
+        --running_;
+        if (result >= 0) return done({});
+        if (it->page_error()) return flush_noisy(it, result, done);
+        failed(Error::from_errno(-result, fmt::format("fdatasync of inode {}", it->inode)));
+    });
+}
+
+// The pages and the device, each with its own errors. What the pages say is told to whoever asks,
+// as fsync(2) does: it concerns plain writes only.
+void MountedTarget::flush_noisy(const SharedRef& file, int before,
+                                const std::function<void(Result<>)>& done) {
+    ++running_;
+    helper_->run(
+        [fd = file->access.read_only(), before]() -> int {
+            constexpr unsigned kWrite =
+                SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;
+            return ::sync_file_range(fd, 0, 0, kWrite) == 0 ? before : -errno;
+        },
+        [this, file, done](int pages) {
+            --running_;
+            commit_everything([this, file, done, pages](const Result<>& flushed) {
+                if (!flushed) {
+                    commit_->poison(flushed.error(), "flush");
+                    return done(fail(commit_->in_doubt()));
+                }
+                if (pages == 0) return done({});
+                done(fail(EIO,
+                          "inode {}: pages of it could not be written back: plain writes since "
+                          "the last flush may be lost; atomic ones are not concerned",
+                          file->inode));
+            });
+        });
 }
 
 }  // namespace atomic4

@@ -92,6 +92,8 @@ void MountedTarget::open_file(UniqueFd descriptor, pid_t peer, bool cooperative,
     if (fresh) {
         auto read_only = volume_->open_same_file(descriptor.get());
         if (!read_only) return refuse(read_only.error());
+        auto witness = volume_->open_same_file(descriptor.get());
+        if (!witness) return refuse(witness.error());
         FileAccess::Surroundings around{
             loop_,
             *helper_,
@@ -99,7 +101,8 @@ void MountedTarget::open_file(UniqueFd descriptor, pid_t peer, bool cooperative,
             why_no_watch_,
             [this] { schedule_pump(); },
             [this](std::function<void(Result<>)> call) { commit_->when_retired(std::move(call)); }};
-        auto file = std::make_shared<SharedFile>(*state, around, std::move(*read_only));
+        auto file = std::make_shared<SharedFile>(*state, around, std::move(*read_only),
+                                                 std::move(*witness));
         found = files_.emplace(state->inode, std::move(file)).first;
     }
     const SharedRef file = found->second;
@@ -277,7 +280,8 @@ bool MountedTarget::start_one(std::unique_ptr<Pending>& pending, GroupPlan& plan
     const Error* broken = nullptr;
     if (pending->kind != Pending::Kind::Read)
         pending->each_file([&](const FileRef& file) {
-            if (broken == nullptr) broken = shared(file).access.broken();
+            SharedFile& it = shared(file);
+            if (broken == nullptr) broken = it.spoiled ? &*it.spoiled : it.access.broken();
         });
     if (broken != nullptr) {
         pending->fail_with(*broken);
@@ -430,6 +434,11 @@ bool MountedTarget::plan_logged(std::unique_ptr<Pending>& pending, GroupPlan& pl
     };
     item.done = [this, running, strict, bytes](Result<> done) {
         if (!done) return running->fail_with(done.error());
+        const Error* spoiled = nullptr;
+        running->each_file([&](const FileRef& file) {
+            if (spoiled == nullptr && shared(file).spoiled) spoiled = &*shared(file).spoiled;
+        });
+        if (spoiled != nullptr) return running->fail_with(*spoiled);
         ++(strict ? counts_.acks_strict : counts_.acks_exclusive);
         counts_.writes_logged += 1;
         counts_.bytes_logged += bytes.value();

@@ -100,13 +100,19 @@ class MountedTarget final : public Target, private GroupCommit::Placer {
 
     void place(const FileRef& file, ByteOffset offset, std::span<const std::byte> data,
                bool durable, std::function<void(Result<>)> done) override;
+    void place_part(const SharedRef& file, ByteOffset offset, std::span<const std::byte> data,
+                    bool durable, int tries, std::function<void(Result<>)> done);
     void placed(const SharedRef& file, ByteOffset offset, std::span<const std::byte> data,
                 bool durable, std::function<void(Result<>)> done);
+    void place_cached(const SharedRef& file, ByteOffset offset, std::span<const std::byte> data,
+                      std::function<void(Result<>)> done);
     void write_cached(const SharedRef& file, ByteOffset offset, std::span<const std::byte> data,
                       std::function<void(Result<>)> done);
     void mark_dirty(const SharedRef& file);
     void flush_placed(std::function<void(Result<>)> done) override;
-    void flush_file(const SharedRef& file, bool again, std::function<void(Result<>)> done);
+    void flush_file(const SharedRef& file, std::function<void(Result<>)> done);
+    void flush_noisy(const SharedRef& file, int before, const std::function<void(Result<>)>& done);
+    void commit_everything(std::function<void(Result<>)> done);
     void wake() override { schedule_pump(); }
 
     EventLoop& loop_;

@@ -5,6 +5,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <optional>
+
 #include "device/atomic_limits.h"
 #include "ext4/mounted_volume.h"
 #include "writer/file_access.h"
@@ -13,10 +15,13 @@ namespace atomic4 {
 
 class SharedFile final : public TargetFile {
   public:
-    SharedFile(const MountedFile& file, const FileAccess::Surroundings& around, UniqueFd read_only)
+    // Two descriptors of their own opening (page_error).
+    SharedFile(const MountedFile& file, const FileAccess::Surroundings& around, UniqueFd read_only,
+               UniqueFd witness)
         : unit(file.unit.value_or(Bytes(0))),
           native(probe_atomic_limits(read_only.get())),
-          access(around, std::move(read_only)) {
+          access(around, std::move(read_only)),
+          witness_(std::move(witness)) {
         inode = file.inode;
         generation = file.generation;
     }
@@ -43,16 +48,31 @@ class SharedFile final : public TargetFile {
     }
     void forget_allocated() { data_from_ = data_to_ = 0; }
 
+    // Whether pages of this file, whoever wrote them, could not be written back or were in a direct
+    // write's way since it was last asked (errseq_t in mm/filemap.c: each descriptor is told once).
+    // Anybody who may write the file can cause that, by mixing mmap(2) and O_DIRECT, and it says
+    // nothing about the device.
+    bool page_error() {
+        const bool found =
+            ::sync_file_range(witness_.get(), 0, 1, SYNC_FILE_RANGE_WAIT_BEFORE) != 0;
+        noisy_ = noisy_ || found;
+        return found;
+    }
+    // It was so once: what an fdatasync says can't be told apart any more.
+    bool noisy() const { return noisy_; }
+
     const Bytes unit;
     const AtomicLimits native;
     FileAccess access;
     size_t handles = 0;
-    bool leaving = false;   // without handles, it waits for its records to retire
-    bool dirty = false;     // written since the last flush
-    bool collided = false;  // cached pages were found where we had placed, since the last flush
-    bool cached_writes = false;  // we have written it through the page cache ourselves
+    bool leaving = false;          // without handles, it waits for its records to retire
+    bool dirty = false;            // written since the last flush
+    bool cached_writes = false;    // we have written it through the page cache ourselves
+    std::optional<Error> spoiled;  // others' pages made it impossible to go on with it
 
   private:
+    UniqueFd witness_;
+    bool noisy_ = false;
     uint64_t data_from_ = 0, data_to_ = 0;  // no hole in between, when last asked
 };
 

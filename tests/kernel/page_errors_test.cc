@@ -1,0 +1,97 @@
+// Somebody mixes mmap(2) and direct writes on the same pages of a served file, which makes the
+// kernel report errors of its page cache to whoever flushes the file: that is that file's business,
+// and nobody else's.
+#include <gmock/gmock.h>
+#include <sys/mman.h>
+
+#include <atomic>
+#include <cstring>
+#include <thread>
+
+#include "support/bytes.h"
+#include "support/mounted_scenario.h"
+#include "support/privileged.h"
+
+namespace atomic4::test {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr size_t kLength = 64 << 10;
+
+// Until the object goes. The descriptors are open, and stay so.
+class Disturber {
+  public:
+    Disturber(const UniqueFd& buffered, const UniqueFd& direct) {
+        memory_ = static_cast<volatile char*>(
+            ::mmap(nullptr, kLength, PROT_READ | PROT_WRITE, MAP_SHARED, buffered.get(), 0));
+        if (memory_ == MAP_FAILED) throw std::runtime_error("mmap");
+        threads_.emplace_back([this] {
+            while (!stop_)
+                for (size_t at = 0; at < kLength; at += 4096) memory_[at] = 1;
+        });
+        threads_.emplace_back([this, fd = direct.get()] {
+            const std::unique_ptr<void, void (*)(void*)> bytes(std::aligned_alloc(4096, kLength),
+                                                               std::free);
+            std::memset(bytes.get(), 1, kLength);
+            while (!stop_) (void)!::pwrite(fd, bytes.get(), kLength, 0);
+        });
+    }
+    ~Disturber() {
+        stop_ = true;
+        threads_.clear();
+        ::munmap(const_cast<char*>(memory_), kLength);
+    }
+    Disturber(const Disturber&) = delete;
+    Disturber& operator=(const Disturber&) = delete;
+
+  private:
+    volatile char* memory_ = nullptr;
+    std::atomic<bool> stop_ = false;
+    std::vector<std::jthread> threads_;
+};
+
+TEST(PageErrors, AreTheFilesOwnBusiness) {
+    if (const auto why = FaultDisk::why_not()) A4_SKIP(*why);
+    MountedScenario it(1);
+    MountedSession& session = it.session();
+    ASSERT_EQ(session.by_others([path = session.path("disturbed")] {
+        const UniqueFd fd(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644));
+        return ::fallocate(fd.get(), 0, 0, kLength) == 0 && ::fsync(fd.get()) == 0 ? 0 : -errno;
+    }),
+              0);
+    const UniqueFd buffered = session.open_by_others("disturbed", O_RDWR);
+    const UniqueFd direct = session.open_by_others("disturbed", O_RDWR | O_DIRECT);
+    ASSERT_TRUE(buffered && direct);
+    const auto file = session.open("disturbed");
+    ASSERT_TRUE(file) << file.error().message;
+    // Told by one flush or another; each is told once.
+    unsigned told = 0;
+    {
+        const Disturber disturber(buffered, direct);
+        const auto bytes = filled(kLength / 2, 7);
+        for (unsigned i = 0; i < 2000 && told < 3; ++i) {
+            const auto written = session.driver().write(*file, 0, bytes);
+            const auto flushed = session.driver().flush(*file);
+            ASSERT_EQ(session.target().poisoned(), nullptr) << *session.target().poisoned();
+            if (!written) {
+                // The file is given up; the disturber has won.
+                EXPECT_THAT(written.error().message, HasSubstr("others' pages"));
+                EXPECT_EQ(written.error().code, EIO);
+                ++told;
+            }
+            if (!flushed) {
+                EXPECT_EQ(flushed.error().code, EIO);
+                EXPECT_THAT(flushed.error().message, HasSubstr("plain writes"));
+                ++told;
+            }
+            ASSERT_TRUE(it.write({{MountedScenario::kData, 0, 4}}));
+            ASSERT_TRUE(it.write({{MountedScenario::kShared, 0, 4}}));
+        }
+    }
+    EXPECT_GT(told, 0u);
+    EXPECT_TRUE(session.driver().stop());
+}
+
+}  // namespace
+}  // namespace atomic4::test
