@@ -32,6 +32,13 @@ UniqueFd bind_notify(const std::string& path) {
     return fd;
 }
 
+double peak_of(pid_t pid) {
+    std::ifstream status("/proc/" + std::to_string(pid) + "/status");
+    for (std::string line; std::getline(status, line);)
+        if (line.starts_with("VmHWM:")) return std::stod(line.substr(6)) / 1024;
+    return 0;
+}
+
 }  // namespace
 
 DaemonProcess::DaemonProcess(const std::string& target, std::vector<std::string> more)
@@ -54,11 +61,16 @@ void DaemonProcess::start() {
     }
     ::unlink(socket_.c_str());
     spawn();
-    wait_ready();
+    try {
+        wait_ready();
+    } catch (...) {
+        kill_all();
+        throw;
+    }
 }
 
 void DaemonProcess::spawn() {
-    std::vector<std::string> words{"setpriv", "--pdeathsig",  "TERM",     ATOMIC4D,
+    std::vector<std::string> words{"setpriv", "--pdeathsig",  "TERM",     our_program("atomic4d"),
                                    target_,   "--foreground", "--socket", socket_};
     words.insert(words.end(), more_.begin(), more_.end());
     std::vector<char*> argv;
@@ -106,12 +118,24 @@ void DaemonProcess::wait_ready() {
     }
 }
 
-pid_t DaemonProcess::worker() const {
+std::vector<pid_t> DaemonProcess::workers() const {
     const std::string keeper = std::to_string(keeper_);
     std::ifstream children("/proc/" + keeper + "/task/" + keeper + "/children");
-    pid_t worker = -1;
-    if (!(children >> worker)) throw std::runtime_error("atomic4d has no worker now: " + said());
-    return worker;
+    std::vector<pid_t> pids;
+    for (pid_t pid = 0; children >> pid;) pids.push_back(pid);
+    return pids;
+}
+
+pid_t DaemonProcess::worker() const {
+    const auto pids = workers();
+    if (pids.empty()) throw std::runtime_error("atomic4d has no worker now: " + said());
+    return pids.front();
+}
+
+double DaemonProcess::peak_mib() const {
+    double sum = peak_of(keeper_);
+    for (const pid_t pid : workers()) sum += peak_of(pid);
+    return sum;
 }
 
 void DaemonProcess::signal_keeper(int signal) const {
@@ -127,9 +151,7 @@ void DaemonProcess::kill_all() {
     ::kill(keeper_, SIGSTOP);
     siginfo_t info{};
     ::waitid(P_PID, static_cast<id_t>(keeper_), &info, WSTOPPED | WEXITED | WNOWAIT);
-    const std::string keeper = std::to_string(keeper_);
-    std::ifstream children("/proc/" + keeper + "/task/" + keeper + "/children");
-    for (pid_t worker = 0; children >> worker;) {
+    for (const pid_t worker : workers()) {
         const UniqueFd process(static_cast<int>(::syscall(SYS_pidfd_open, worker, 0)));
         ::kill(worker, SIGKILL);
         // Dead, that is: it holds the volume's lock no longer.
