@@ -91,7 +91,10 @@ void DaemonProcess::spawn() {
     const int error =
         ::posix_spawnp(&keeper_, argv[0], &actions, nullptr, argv.data(), environment.data());
     posix_spawn_file_actions_destroy(&actions);
-    if (error != 0) throw std::runtime_error(words[0] + ": " + std::strerror(error));
+    if (error != 0) {
+        keeper_ = -1;
+        throw std::runtime_error(words[0] + ": " + std::strerror(error));
+    }
     process_.reset(static_cast<int>(::syscall(SYS_pidfd_open, keeper_, 0)));
     if (!process_) throw std::runtime_error(std::string("pidfd_open: ") + std::strerror(errno));
 }
@@ -139,6 +142,8 @@ double DaemonProcess::peak_mib() const {
 }
 
 void DaemonProcess::signal_keeper(int signal) const {
+    // To kill(2), -1 is every process there is.
+    if (keeper_ <= 0) throw std::runtime_error("atomic4d is not running: " + said());
     ::kill(keeper_, signal);
 }
 
@@ -148,7 +153,7 @@ void DaemonProcess::kill_worker() {
 
 void DaemonProcess::kill_all() {
     // Stopped first, it can't see its worker's death.
-    ::kill(keeper_, SIGSTOP);
+    signal_keeper(SIGSTOP);
     siginfo_t info{};
     ::waitid(P_PID, static_cast<id_t>(keeper_), &info, WSTOPPED | WEXITED | WNOWAIT);
     for (const pid_t worker : workers()) {
@@ -158,7 +163,7 @@ void DaemonProcess::kill_all() {
         pollfd dead{process.get(), POLLIN, 0};
         ::poll(&dead, 1, kStartLimit);
     }
-    ::kill(keeper_, SIGKILL);
+    signal_keeper(SIGKILL);
     wait_exit();
 }
 

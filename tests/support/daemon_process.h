@@ -41,6 +41,7 @@ class DaemonProcess {
     // The next READY=1 that has not been waited for. Throws if the keeper ends instead.
     void wait_ready();
 
+    // Throws if it doesn't run: so do kill_all() and stop().
     void signal_keeper(int signal) const;
     // SIGTERM, and its exit status.
     int stop();
