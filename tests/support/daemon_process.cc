@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <spawn.h>
+#include <sys/inotify.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
@@ -10,6 +11,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <csignal>
 #include <cstring>
 #include <fstream>
@@ -190,6 +192,23 @@ std::string DaemonProcess::said() const {
     std::ostringstream text;
     text << std::ifstream(log_).rdbuf();
     return text.str();
+}
+
+bool DaemonProcess::wait_said(const std::string& words, int limit_ms) const {
+    const UniqueFd watch(::inotify_init1(IN_CLOEXEC | IN_NONBLOCK));
+    if (!watch || ::inotify_add_watch(watch.get(), log_.c_str(), IN_MODIFY) < 0)
+        throw std::runtime_error(log_ + ": " + std::strerror(errno));
+    const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(limit_ms);
+    while (said().find(words) == std::string::npos) {
+        const auto left =
+            std::chrono::ceil<std::chrono::milliseconds>(end - std::chrono::steady_clock::now());
+        if (left.count() <= 0) return false;
+        pollfd written{watch.get(), POLLIN, 0};
+        ::poll(&written, 1, static_cast<int>(left.count()));
+        char events[4096];
+        (void)!::read(watch.get(), events, sizeof events);
+    }
+    return true;
 }
 
 }  // namespace atomic4::test

@@ -51,6 +51,8 @@ class DaemonProcess {
 
     // All that it has written so far, over restarts.
     std::string said() const;
+    // Until it has written these words. False: it hasn't within limit_ms.
+    bool wait_said(const std::string& words, int limit_ms) const;
 
   private:
     void spawn();
