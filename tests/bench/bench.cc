@@ -93,10 +93,6 @@ Spent run_program(const std::vector<std::string>& arguments) {
     return spent;
 }
 
-std::string our_program(const std::string& name) {
-    return std::filesystem::read_symlink("/proc/self/exe").parent_path() / name;
-}
-
 void settle(const std::string& path) {
     const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
     must(fd && fsync(fd.get()) == 0, path);

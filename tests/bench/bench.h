@@ -13,6 +13,8 @@
 
 #include "base/result.h"
 #include "base/units.h"
+#include "support/command.h"
+#include "support/results.h"
 
 namespace atomic4::bench {
 
@@ -30,12 +32,7 @@ enum class Form {
 // main() of every benchmark: [--smoke|--long].
 int run_benchmark(int argc, char** argv, const std::function<void(Form)>& benchmark);
 
-// The value, or std::runtime_error with the message.
-template <class T>
-T must(Result<T> result) {
-    if (!result) throw std::runtime_error(result.error().message);
-    if constexpr (!std::is_void_v<T>) return std::move(*result);
-}
+using test::must;
 // For system calls; strerror(errno) is added.
 void must(bool ok, const std::string& what);
 
@@ -48,9 +45,9 @@ struct Spent {
     double peak_mib = 0;
     std::string output;
 };
-// Runs a program to its end; throws unless it exits 0. Ours are found beside this one.
+// Runs a program to its end; throws unless it exits 0.
 Spent run_program(const std::vector<std::string>& arguments);
-std::string our_program(const std::string& name);
+using test::our_program;
 
 // fsync: what was written to the image, or freed on its host, is not in the time that follows.
 void settle(const std::string& path);

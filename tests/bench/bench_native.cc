@@ -100,10 +100,10 @@ Figures run_ours(const std::string& socket, uint64_t file_size, const Load& load
     });
 }
 
-void rounds(const std::string& image, const std::string& scratch, const Scale& scale) {
+void rounds(const std::string& image, const Scale& scale) {
     const auto positions = positions_of(image);
-    std::optional<Daemon> daemon;
-    if (!why_no_daemon()) daemon.emplace(image, scratch);
+    std::optional<test::DaemonProcess> daemon;
+    if (!why_no_daemon()) daemon.emplace(image);
     const Load load{kDepth, kUnit, scale.seconds};
     std::vector<double> ours;
     std::vector<double> peer;
@@ -128,7 +128,7 @@ void rounds(const std::string& image, const std::string& scratch, const Scale& s
                    note + "; " + *why_no_daemon()});
         return;
     }
-    daemon->stop();
+    stop(*daemon);
     print_row({kName, as_rate(median(ours)), as_rate(median(peer)), as_ratio(median(ratios)),
                fmt::format(">= {}", kTarget), median(ratios) >= kTarget, note});
 }
@@ -149,7 +149,7 @@ void measure(const Scale& scale) {
     run_program({our_program("mkfs.atomic4"), "-q", "-F", "-E", "nodiscard", image});
     run_program({our_program("atomic4ctl"), "-d", image, "prealloc", "/data", "--size",
                  std::to_string(scale.file), "--unit", std::to_string(kUnit)});
-    rounds(image, directory.file("native"), scale);
+    rounds(image, scale);
 }
 
 }  // namespace

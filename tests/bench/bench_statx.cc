@@ -174,15 +174,14 @@ void print_latency(const std::string& name, const std::vector<double>& ours,
 }
 
 // An owned image: no mount is needed, and STATX does no I/O either way.
-void measure_waiting(const std::string& directory, const std::string& image, Waiting waiting,
-                     const Scale& scale) {
+void measure_waiting(const std::string& image, Waiting waiting, const Scale& scale) {
     Medians ours;
     Medians peer;
-    std::optional<Daemon> daemon;
+    std::optional<test::DaemonProcess> daemon;
     if (!why_no_daemon()) {
         const std::string spin = waiting == Waiting::Spin ? "50" : "0";
         const OnProcessor server(kServer);
-        daemon.emplace(image, directory + "/statx", std::vector<std::string>{"--spin", spin});
+        daemon.emplace(image, std::vector<std::string>{"--spin", spin});
     }
     for (int round = 0; round < scale.rounds; ++round) {
         if (daemon) {
@@ -198,7 +197,7 @@ void measure_waiting(const std::string& directory, const std::string& image, Wai
         const OnProcessor client(kClient);
         peer.add(measure(scale.count, [&] { echo.round_trip(); }));
     }
-    if (daemon) daemon->stop();
+    if (daemon) stop(*daemon);
     const bool spin = waiting == Waiting::Spin;
     const std::string name = spin ? "statx, both spin" : "statx, both sleep";
     print_latency(name + ": p50", ours.median, peer.median,
@@ -222,6 +221,6 @@ int main(int argc, char** argv) {
                             : form == Form::Bounded ? Scale{5, 10'000}
                                                     : Scale{15, 100'000};
         for (const Waiting waiting : {Waiting::Spin, Waiting::Sleep})
-            measure_waiting(directory.path(), image, waiting, scale);
+            measure_waiting(image, waiting, scale);
     });
 }

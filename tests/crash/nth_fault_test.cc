@@ -9,24 +9,13 @@
 #include "support/crash_scenario.h"
 #include "support/fault_driver.h"
 #include "support/fault_files.h"
+#include "support/results.h"
 
 namespace atomic4::test {
 namespace {
 
 constexpr uint64_t kBlock = kFaultBlock;
 constexpr uint64_t kUnit = kFaultUnit;
-
-template <class T>
-T must(Result<T> result) {
-    if (!result) throw std::runtime_error(result.error().message);
-    if constexpr (!std::is_void_v<T>) return std::move(*result);
-}
-
-// "" or the error's message: for the conditions of an operation.
-template <class T>
-std::string message_of(const Result<T>& result) {
-    return result ? std::string() : result.error().message;
-}
 
 // --- The volume -------------------------------------------------------------------------------
 

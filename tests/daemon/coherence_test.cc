@@ -9,6 +9,7 @@
 
 #include "support/forked.h"
 #include "support/served_volume.h"
+#include "support/shared_count.h"
 #include "support/stamps.h"
 
 namespace atomic4::test {
@@ -23,19 +24,14 @@ struct Desk {
         uint64_t unit = 0;
         uint64_t serial = 0;
     };
-    std::atomic<uint32_t> ask{0};
-    std::atomic<uint32_t> answered{0};
+    SharedCount ask;
+    SharedCount answered;
     std::array<Wish, kBurst> wishes;
     std::atomic<uint64_t> seen{0}, stale_buffered{0}, stale_direct{0}, stale_mapped{0};
     std::array<char, 4096> first_stale{};
 };
 
 enum class Cached { Sequentially, Randomly, Mapped };
-
-// Waits on a number that another process changes.
-void wait_change(const std::atomic<uint32_t>& number, uint32_t old) {
-    while (number.load() == old) ::usleep(20);
-}
 
 // Another program that has the file cached, and looks where it is told.
 int read_along(Desk& desk, const std::string& path, Cached how) {
@@ -62,8 +58,8 @@ int read_along(Desk& desk, const std::string& path, Cached how) {
     if (how == Cached::Randomly) ::posix_fadvise(fd.get(), 0, 0, POSIX_FADV_RANDOM);
     fill_cache();
     for (uint32_t turn = 0;; ++turn) {
-        desk.answered.store(turn);
-        wait_change(desk.ask, turn);
+        desk.answered.set(turn);
+        desk.ask.wait_for(turn + 1);
         const auto check = [&](const Desk::Wish& wish, std::span<const std::byte> bytes,
                                std::atomic<uint64_t>& stale) {
             const auto is = whole(bytes, wish.unit * kUnit);
@@ -103,7 +99,7 @@ TEST_P(CoherenceTest, AcknowledgedBytesAreSeenAtOnce) {
     const uint64_t total = (long_form() ? 100'000 : 20'000) / 3;
     uint64_t serial = 0;
     for (uint32_t turn = 0; desk->seen < total; ++turn) {
-        wait_change(desk->answered, turn - 1);
+        desk->answered.wait_for(turn);
         std::vector<uint64_t> tags;
         std::vector<size_t> units(kUnits);
         std::iota(units.begin(), units.end(), size_t{0});
@@ -121,9 +117,9 @@ TEST_P(CoherenceTest, AcknowledgedBytesAreSeenAtOnce) {
                 ASSERT_EQ(done.code, 0) << done.reason;
                 ++answered;
             }
-        desk->ask.store(turn + 1);
+        desk->ask.set(turn + 1);
     }
-    wait_change(desk->answered, desk->ask - 1);
+    desk->answered.wait_for(desk->ask.value());
     fmt::print("{} acknowledged units looked at\n", desk->seen.load());
     EXPECT_EQ(desk->stale_buffered, 0u) << desk->first_stale.data();
     EXPECT_EQ(desk->stale_direct, 0u) << desk->first_stale.data();

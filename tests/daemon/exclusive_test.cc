@@ -6,6 +6,7 @@
 
 #include "support/forked.h"
 #include "support/served_volume.h"
+#include "support/shared_count.h"
 #include "support/stamps.h"
 
 namespace atomic4::test {
@@ -113,16 +114,16 @@ TEST_F(ExclusiveTest, ACooperatingClientMayKeepItsDescriptor) {
     EXPECT_TRUE(until_exclusive(*client, file)) << status(*client, file).why_strict;
     EXPECT_EQ(write(*client, file, 50).strict, 0u);
     // Another process is no party to the promise.
-    SharedValue<std::atomic<int>> step;
+    SharedValue<SharedCount> step;
     Forked other([&] {
         const UniqueFd writer = open_path(path("data"), O_RDWR);
-        *step = 1;
-        while (*step != 2) ::usleep(100);
+        step->set(1);
+        step->wait_for(2);
         return 0;
     });
-    while (*step != 1) ::usleep(100);
+    step->wait_for(1);
     EXPECT_EQ(write(*client, file, 20).exclusive, 0u);
-    *step = 2;
+    step->set(2);
     EXPECT_EQ(other.wait(), 0);
 }
 

@@ -5,6 +5,7 @@
 #include <thread>
 
 #include "support/served_volume.h"
+#include "support/shared_count.h"
 #include "support/stamps.h"
 
 namespace atomic4::test {
@@ -28,7 +29,8 @@ class KillTest : public ServedTest {
 
     void storm(size_t rounds, bool others_open);
     std::atomic<bool> stop_{false};
-    std::atomic<uint64_t> acks_{0}, exclusive_{0}, lost_connections_{0};
+    SharedCount acks_;
+    std::atomic<uint64_t> exclusive_{0}, lost_connections_{0};
 };
 
 class KillTest::Writer {
@@ -159,7 +161,7 @@ class KillTest::Writer {
                 const auto found = std::ranges::find(flying, done.tag, &Flying::tag);
                 if (found == flying.end()) throw std::runtime_error("an answer to nothing");
                 if (done.code != 0) throw std::runtime_error(done.reason);
-                ++test_.acks_;
+                test_.acks_.add();
                 if (done.written.ack_mode == wire::AckMode::Exclusive) ++test_.exclusive_;
                 for (const size_t i : found->places) {
                     places_[i].acked = found->serial;
@@ -218,10 +220,8 @@ void KillTest::storm(size_t rounds, bool others_open) {
         size_t of_this_keeper = 0;
         for (size_t round = 0; round < rounds; ++round) {
             // A random moment: when some have been acknowledged, and a while later.
-            const uint64_t enough = acks_ + random() % 48;
-            const auto patience = std::chrono::steady_clock::now() + std::chrono::seconds(1);
-            while (acks_ < enough && std::chrono::steady_clock::now() < patience)
-                std::this_thread::sleep_for(std::chrono::microseconds(200));
+            const auto enough = static_cast<uint32_t>(acks_.value() + random() % 48);
+            acks_.wait_for(enough, std::chrono::steady_clock::now() + std::chrono::seconds(1));
             std::this_thread::sleep_for(std::chrono::microseconds(random() % 1000));
             // A keeper gives up after five deaths in ten seconds.
             if (of_this_keeper == 5 || random() % 6 == 0) {
@@ -246,10 +246,10 @@ void KillTest::storm(size_t rounds, bool others_open) {
     }
     fmt::print(
         "{} worker and {} whole kills, {} acknowledged ({} exclusive), {} connections lost\n",
-        worker_kills, all_kills, acks_.load(), exclusive_.load(), lost_connections_.load());
-    EXPECT_GT(acks_.load(), rounds);
+        worker_kills, all_kills, acks_.value(), exclusive_.load(), lost_connections_.load());
+    EXPECT_GT(acks_.value(), rounds);
     if (others_open)
-        EXPECT_LT(exclusive_.load(), acks_.load());
+        EXPECT_LT(exclusive_.load(), acks_.value());
     else
         EXPECT_GT(exclusive_.load(), 0u);
     other.reset();

@@ -7,6 +7,7 @@
 
 #include "support/forked.h"
 #include "support/served_volume.h"
+#include "support/shared_count.h"
 #include "support/stamps.h"
 
 namespace atomic4::test {
@@ -16,14 +17,14 @@ constexpr size_t kUnits = 32;
 
 // The test sets the wish and then `go`; the opener, a program of its own, answers in `done`.
 struct Desk {
-    std::atomic<uint64_t> go{0}, done{0};
+    SharedCount go, done;
     std::atomic<uint64_t> offset{0}, length{0};
     std::atomic<int> error{0};
 };
 
 int open_and_write(Desk& desk, const std::string& path) {
-    for (uint64_t round = 1;; ++round) {
-        while (desk.go < round) ::usleep(50);
+    for (uint32_t round = 1;; ++round) {
+        desk.go.wait_for(round);
         const int fd = ::open(path.c_str(), O_RDWR);
         const auto bytes = stamped(desk.length, 2, round, desk.offset);
         const bool good =
@@ -32,7 +33,7 @@ int open_and_write(Desk& desk, const std::string& path) {
                 static_cast<ssize_t>(bytes.size()) &&
             ::fsync(fd) == 0 && ::close(fd) == 0;
         if (!good) desk.error = errno;
-        desk.done = round;
+        desk.done.set(round);
     }
 }
 
@@ -59,7 +60,7 @@ void OpenersTest::rounds(size_t count, bool whole_daemon) {
     double longest = 0;
     uint64_t exclusive = 0;
     uint64_t serial = 0;
-    for (uint64_t round = 1; round <= count; ++round) {
+    for (uint32_t round = 1; round <= count; ++round) {
         if (round % 5 == 0 && !whole_daemon) {
             // A keeper gives up after five deaths in ten seconds.
             ASSERT_EQ(daemon_->stop(), 0);
@@ -89,26 +90,26 @@ void OpenersTest::rounds(size_t count, bool whole_daemon) {
         if (stopped) ::kill(daemon_->worker(), SIGSTOP);
         const bool dead_first = whole_daemon && random() % 2 == 0;
         if (dead_first) daemon_->kill_all();
-        desk->go = round;
+        desk->go.set(round);
         if (stopped) {
-            while (!is_held(opener.pid()) && desk->done < round) ::usleep(50);
-            ASSERT_LT(desk->done, round) << "it was let through by nobody";
+            while (!is_held(opener.pid()) && desk->done.value() < round) ::usleep(50);
+            ASSERT_LT(desk->done.value(), round) << "it was let through by nobody";
             ++held;
         } else if (!dead_first) {
             ::usleep(static_cast<useconds_t>(random() % 3000));
         }
-        const bool before = desk->done == round;
+        const bool before = desk->done.value() == round;
         if (whole_daemon) {
             if (!dead_first) daemon_->kill_all();
             // Nobody holds it any more: it writes before there is a successor, or at the same time.
-            while (random() % 2 == 0 && desk->done < round) ::usleep(50);
+            while (random() % 2 == 0 && desk->done.value() < round) ::usleep(50);
             daemon_->start();
         } else {
             daemon_->kill_worker();
             daemon_->wait_ready();
         }
         const auto ready = std::chrono::steady_clock::now();
-        while (desk->done < round) ::usleep(50);
+        desk->done.wait_for(round);
         if (!before)
             longest = std::max(
                 longest,

@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "support/served_volume.h"
+#include "support/shared_count.h"
 #include "support/stamps.h"
 
 namespace atomic4::test {
@@ -142,10 +143,11 @@ TEST_F(OperatingTest, OurOwnFreezeRetiresAndHolds) {
 TEST_F(OperatingTest, SigtermFinishesWhatHasBegun) {
     serve_data();
     struct Told {
-        std::atomic<uint64_t> acked{0};
+        SharedCount acked;
         std::string wrong;
         int code = 0;
     };
+    constexpr uint32_t kEnough = 20;
     std::array<Told, 4> told;
     {
         std::vector<std::jthread> threads;
@@ -155,22 +157,22 @@ TEST_F(OperatingTest, SigtermFinishesWhatHasBegun) {
                     const auto client = connect();
                     const File file = open_through(*client, path("data"));
                     const uint64_t at = id * kUnit;
-                    for (uint64_t serial = 1;; ++serial) {
+                    for (uint32_t serial = 1;; ++serial) {
                         const auto done = client->write(file.handle, ByteOffset(at),
                                                         stamped(kUnit, id + 1, serial, at));
                         if (!done) {
+                            if (serial <= kEnough) throw std::runtime_error(done.error().message);
                             told[id].code = done.error().code;
                             return;
                         }
-                        told[id].acked = serial;
+                        told[id].acked.set(serial);
                     }
                 } catch (const std::exception& error) {
                     told[id].wrong = error.what();
+                    told[id].acked.set(kEnough);  // nobody needs to wait
                 }
             });
-        while (std::ranges::any_of(
-            told, [](const Told& one) { return one.acked < 20 && one.wrong.empty(); }))
-            ::usleep(100);
+        for (const Told& one : told) one.acked.wait_for(kEnough);
         daemon_->signal_keeper(SIGTERM);
         EXPECT_EQ(daemon_->wait_exit(kPatience), 0);
     }
@@ -179,7 +181,8 @@ TEST_F(OperatingTest, SigtermFinishesWhatHasBegun) {
         EXPECT_TRUE(told[id].code == ESHUTDOWN || told[id].code == EIO) << told[id].code;
         const auto is = whole(read_path(path("data"), id * kUnit, kUnit), id * kUnit);
         // One may have been written whose answer was lost with the connection.
-        EXPECT_TRUE(is && is->serial >= told[id].acked && is->serial <= told[id].acked + 1);
+        EXPECT_TRUE(is && is->serial >= told[id].acked.value() &&
+                    is->serial <= told[id].acked.value() + 1);
     }
     EXPECT_EQ(daemon_->said().find("not everything"), std::string::npos) << "it was out of time";
     // Nothing is left to replay, for nobody.
@@ -200,12 +203,8 @@ TEST_F(OperatingTest, SigtermEndsItOnAFrozenVolumeToo) {
     must(client->ping());
     daemon_->signal_keeper(SIGTERM);
     // Within its time it has given up and said so.
-    for (int i = 0; i < kPatience / 10; ++i) {
-        if (daemon_->said().find("not everything could be finished in time") != std::string::npos)
-            break;
-        ::usleep(10'000);
-    }
-    EXPECT_NE(daemon_->said().find("not everything could be finished in time"), std::string::npos);
+    EXPECT_TRUE(daemon_->wait_said("not everything could be finished in time", kPatience))
+        << daemon_->said();
     frozen.thaw();
     EXPECT_NE(daemon_->wait_exit(kPatience), -1) << "it didn't end";
     daemon_->start();

@@ -23,6 +23,7 @@
 #include "support/image.h"
 #include "support/loop.h"
 #include "support/privileged.h"
+#include "support/results.h"
 
 namespace atomic4::test {
 namespace {
@@ -47,11 +48,6 @@ UniqueFd open_as_root(const std::string& path, int flags) {
 
 Peer peer(uid_t uid, gid_t gid, std::vector<gid_t> groups = {}) {
     return {0, uid, gid, std::move(groups)};
-}
-
-template <class T>
-int code_of(const Result<T>& result) {
-    return result ? 0 : result.error().code;
 }
 
 // An ext4 on a loop device, mounted.

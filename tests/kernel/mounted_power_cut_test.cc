@@ -58,6 +58,27 @@ class MountedPowerCutTest : public ::testing::Test {
         return recover_after_cut(image, way, scenario_->dir(), scenario_->history(), cut, memory);
     }
 
+    Image mounted_once(const Image& image) const {
+        const FaultDisk disk(image, FaultDisk::Memory::Forgets);
+        Mount(disk.device(), scenario_->dir(), {"-t", "ext4"}).unmount();
+        return disk.contents();
+    }
+    bool says_replaying(const Image& image) const {
+        FaultDisk disk(mounted_once(image), FaultDisk::Memory::Forgets);
+        const Mount mount(disk.device(), scenario_->dir(), {"-t", "ext4"});
+        const auto volume = MountedVolume::open(scenario_->dir()).value();
+        const auto log = read_log(volume->log(), volume->attr().log_id).value();
+        return (log.superblock.flags & kLogReplaying) != 0;
+    }
+    // What the operator decides where there is a conflict.
+    Image forced(const Image& image) const {
+        Image recovered = mounted_once(image);
+        const auto report =
+            atomic4::recover(std::make_unique<ImageDevice>(recovered), OnConflict::Force);
+        EXPECT_TRUE(report && report->log_emptied);
+        return recovered;
+    }
+
     static constexpr uint64_t kSeed = 1;
     mutable std::optional<MountedScenario> scenario_;
     size_t first_ = 0;
@@ -121,7 +142,13 @@ TEST_F(MountedPowerCutTest, RecoveryItselfIsCut) {
             const size_t second = once.trace->events() * j / 3;
             const uint64_t luck = fate(2 + i + j);
             const Image again = once.trace->image_after(second, luck);
-            const Recovered twice = recover(again, Recovery::PrivateMount, cut);
+            Recovered twice = recover(again, Recovery::PrivateMount, cut);
+            // The one exception: the first mount had finished a truncation and dated the file
+            // (power_cut.h), but was cut before the log said that a replay has begun.
+            if (has_orphans(image) && !says_replaying(again) &&
+                twice.complaint.find("was changed by others") != std::string::npos) {
+                twice = recover(forced(again), Recovery::PlainMount, cut);
+            }
             EXPECT_EQ(twice.complaint, "")
                 << "and again in event " << second << " of " << once.trace->events() << " ("
                 << once.trace->describe(second) << "), fate " << luck;

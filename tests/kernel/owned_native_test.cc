@@ -12,6 +12,7 @@
 #include "support/command.h"
 #include "support/loop.h"
 #include "support/privileged.h"
+#include "support/results.h"
 #include "writer/enable.h"
 #include "writer/owned_target.h"
 
@@ -21,12 +22,6 @@ namespace {
 constexpr uint64_t kMiB = 1 << 20;
 constexpr uint64_t kUnit = 16384;
 constexpr size_t kUnits = 256;
-
-template <class T>
-T must(Result<T> result) {
-    if (!result) throw std::runtime_error(result.error().message);
-    if constexpr (!std::is_void_v<T>) return std::move(*result);
-}
 
 class OwnedOnXfs : public testing::TestWithParam<EventLoop::Backend> {
   protected:

@@ -45,6 +45,10 @@ CommandOutput run_command(const std::vector<std::string>& arguments) {
     return result;
 }
 
+std::string our_program(const std::string& name) {
+    return std::filesystem::read_symlink("/proc/self/exe").parent_path() / name;
+}
+
 TempDir::TempDir() {
     const char* base = std::getenv("TMPDIR");
     path_ = std::string(base ? base : "/tmp") + "/atomic4-test-XXXXXX";

@@ -13,6 +13,9 @@ struct CommandOutput {
 
 CommandOutput run_command(const std::vector<std::string>& arguments);
 
+// Where a program of ours is: all are built into one directory.
+std::string our_program(const std::string& name);
+
 // A directory that goes with its contents when the object does. Under TMPDIR or /tmp.
 class TempDir {
   public:

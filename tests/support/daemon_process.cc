@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <spawn.h>
+#include <sys/inotify.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
@@ -10,6 +11,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <csignal>
 #include <cstring>
 #include <fstream>
@@ -30,6 +32,13 @@ UniqueFd bind_notify(const std::string& path) {
     if (!fd || ::bind(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0)
         throw std::runtime_error(path + ": " + std::strerror(errno));
     return fd;
+}
+
+double peak_of(pid_t pid) {
+    std::ifstream status("/proc/" + std::to_string(pid) + "/status");
+    for (std::string line; std::getline(status, line);)
+        if (line.starts_with("VmHWM:")) return std::stod(line.substr(6)) / 1024;
+    return 0;
 }
 
 }  // namespace
@@ -54,11 +63,16 @@ void DaemonProcess::start() {
     }
     ::unlink(socket_.c_str());
     spawn();
-    wait_ready();
+    try {
+        wait_ready();
+    } catch (...) {
+        kill_all();
+        throw;
+    }
 }
 
 void DaemonProcess::spawn() {
-    std::vector<std::string> words{"setpriv", "--pdeathsig",  "TERM",     ATOMIC4D,
+    std::vector<std::string> words{"setpriv", "--pdeathsig",  "TERM",     our_program("atomic4d"),
                                    target_,   "--foreground", "--socket", socket_};
     words.insert(words.end(), more_.begin(), more_.end());
     std::vector<char*> argv;
@@ -79,7 +93,10 @@ void DaemonProcess::spawn() {
     const int error =
         ::posix_spawnp(&keeper_, argv[0], &actions, nullptr, argv.data(), environment.data());
     posix_spawn_file_actions_destroy(&actions);
-    if (error != 0) throw std::runtime_error(words[0] + ": " + std::strerror(error));
+    if (error != 0) {
+        keeper_ = -1;
+        throw std::runtime_error(words[0] + ": " + std::strerror(error));
+    }
     process_.reset(static_cast<int>(::syscall(SYS_pidfd_open, keeper_, 0)));
     if (!process_) throw std::runtime_error(std::string("pidfd_open: ") + std::strerror(errno));
 }
@@ -106,15 +123,29 @@ void DaemonProcess::wait_ready() {
     }
 }
 
-pid_t DaemonProcess::worker() const {
+std::vector<pid_t> DaemonProcess::workers() const {
     const std::string keeper = std::to_string(keeper_);
     std::ifstream children("/proc/" + keeper + "/task/" + keeper + "/children");
-    pid_t worker = -1;
-    if (!(children >> worker)) throw std::runtime_error("atomic4d has no worker now: " + said());
-    return worker;
+    std::vector<pid_t> pids;
+    for (pid_t pid = 0; children >> pid;) pids.push_back(pid);
+    return pids;
+}
+
+pid_t DaemonProcess::worker() const {
+    const auto pids = workers();
+    if (pids.empty()) throw std::runtime_error("atomic4d has no worker now: " + said());
+    return pids.front();
+}
+
+double DaemonProcess::peak_mib() const {
+    double sum = peak_of(keeper_);
+    for (const pid_t pid : workers()) sum += peak_of(pid);
+    return sum;
 }
 
 void DaemonProcess::signal_keeper(int signal) const {
+    // To kill(2), -1 is every process there is.
+    if (keeper_ <= 0) throw std::runtime_error("atomic4d is not running: " + said());
     ::kill(keeper_, signal);
 }
 
@@ -124,19 +155,17 @@ void DaemonProcess::kill_worker() {
 
 void DaemonProcess::kill_all() {
     // Stopped first, it can't see its worker's death.
-    ::kill(keeper_, SIGSTOP);
+    signal_keeper(SIGSTOP);
     siginfo_t info{};
     ::waitid(P_PID, static_cast<id_t>(keeper_), &info, WSTOPPED | WEXITED | WNOWAIT);
-    const std::string keeper = std::to_string(keeper_);
-    std::ifstream children("/proc/" + keeper + "/task/" + keeper + "/children");
-    for (pid_t worker = 0; children >> worker;) {
+    for (const pid_t worker : workers()) {
         const UniqueFd process(static_cast<int>(::syscall(SYS_pidfd_open, worker, 0)));
         ::kill(worker, SIGKILL);
         // Dead, that is: it holds the volume's lock no longer.
         pollfd dead{process.get(), POLLIN, 0};
         ::poll(&dead, 1, kStartLimit);
     }
-    ::kill(keeper_, SIGKILL);
+    signal_keeper(SIGKILL);
     wait_exit();
 }
 
@@ -163,6 +192,23 @@ std::string DaemonProcess::said() const {
     std::ostringstream text;
     text << std::ifstream(log_).rdbuf();
     return text.str();
+}
+
+bool DaemonProcess::wait_said(const std::string& words, int limit_ms) const {
+    const UniqueFd watch(::inotify_init1(IN_CLOEXEC | IN_NONBLOCK));
+    if (!watch || ::inotify_add_watch(watch.get(), log_.c_str(), IN_MODIFY) < 0)
+        throw std::runtime_error(log_ + ": " + std::strerror(errno));
+    const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(limit_ms);
+    while (said().find(words) == std::string::npos) {
+        const auto left =
+            std::chrono::ceil<std::chrono::milliseconds>(end - std::chrono::steady_clock::now());
+        if (left.count() <= 0) return false;
+        pollfd written{watch.get(), POLLIN, 0};
+        ::poll(&written, 1, static_cast<int>(left.count()));
+        char events[4096];
+        (void)!::read(watch.get(), events, sizeof events);
+    }
+    return true;
 }
 
 }  // namespace atomic4::test

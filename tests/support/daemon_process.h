@@ -17,8 +17,9 @@ namespace atomic4::test {
 
 class DaemonProcess {
   public:
-    // Runs ATOMIC4D TARGET --foreground --socket SOCKET MORE... and waits for READY=1 on
-    // NOTIFY_SOCKET. Throws with its words if it ends before, or after a minute.
+    // Runs atomic4d, which is built beside the test: TARGET --foreground --socket SOCKET MORE...
+    // and waits for READY=1 on NOTIFY_SOCKET. Throws with its words if it ends before, or after a
+    // minute.
     DaemonProcess(const std::string& target, std::vector<std::string> more = {});
     ~DaemonProcess();
     DaemonProcess(const DaemonProcess&) = delete;
@@ -28,6 +29,8 @@ class DaemonProcess {
     pid_t keeper() const { return keeper_; }
     // Throws if there is none at the moment.
     pid_t worker() const;
+    // So far, of both together.
+    double peak_mib() const;
 
     // SIGKILL to the worker. Its end has begun when this returns; wait_ready() for the successor.
     void kill_worker();
@@ -38,6 +41,7 @@ class DaemonProcess {
     // The next READY=1 that has not been waited for. Throws if the keeper ends instead.
     void wait_ready();
 
+    // Throws if it doesn't run: so do kill_all() and stop().
     void signal_keeper(int signal) const;
     // SIGTERM, and its exit status.
     int stop();
@@ -47,9 +51,12 @@ class DaemonProcess {
 
     // All that it has written so far, over restarts.
     std::string said() const;
+    // Until it has written these words. False: it hasn't within limit_ms.
+    bool wait_said(const std::string& words, int limit_ms) const;
 
   private:
     void spawn();
+    std::vector<pid_t> workers() const;  // none for a moment between two
     bool readable_before_end(int fd) const;
 
     TempDir temp_;

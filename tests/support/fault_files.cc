@@ -4,18 +4,13 @@
 
 #include "ext4/path.h"
 #include "support/bytes.h"
+#include "support/results.h"
 
 namespace atomic4::test {
 
 namespace {
 
 const std::vector<std::string> kArguments{"-b", "1024", "-g", "1024", "-N", "64"};
-
-template <class T>
-T must(Result<T> result) {
-    if (!result) throw std::runtime_error(result.error().message);
-    return std::move(*result);
-}
 
 }  // namespace
 

@@ -39,11 +39,6 @@ std::string replay_journal(Image& image) {
     return unmounted_cleanly(image) ? "" : "e2fsck -E journal_only: " + journal.output;
 }
 
-bool has_orphans(const Image& image) {
-    Image replayed = image;
-    return replay_journal(replayed).empty() && field<le32>(replayed, 0xe8) != 0;
-}
-
 Image mounted_once(const Image& image, const std::string& dir) {
     const FaultDisk disk(image, FaultDisk::Memory::Forgets);
     Mount(disk.device(), dir, {"-t", "ext4"}).unmount();
@@ -59,6 +54,11 @@ std::string recover_offline(Image& image, OnConflict policy) {
 }
 
 }  // namespace
+
+bool has_orphans(const Image& image) {
+    Image replayed = image;
+    return replay_journal(replayed).empty() && field<le32>(replayed, 0xe8) != 0;
+}
 
 const char* to_text(Recovery way) {
     switch (way) {

@@ -39,6 +39,9 @@ Recovered recover_after_cut(const Image& image, Recovery way, const std::string&
                             const WriteHistory& history, size_t position,
                             FaultDisk::Memory memory = FaultDisk::Memory::Forgets);
 
+// A mount finishes the truncation of a file in there, and dates it.
+bool has_orphans(const Image& image);
+
 // The files of a history, in the mounted volume.
 std::string judge_mounted(const std::string& dir, const WriteHistory& history, size_t position);
 

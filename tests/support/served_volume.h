@@ -18,6 +18,7 @@
 #include "support/daemon_process.h"
 #include "support/mounted_image.h"
 #include "support/privileged.h"
+#include "support/results.h"
 
 namespace atomic4::test {
 
@@ -70,12 +71,6 @@ inline std::vector<std::byte> read_path(const std::string& path, uint64_t offset
     const ssize_t n = ::pread(fd.get(), buffer.data(), length, static_cast<off_t>(offset));
     if (n < 0) throw std::runtime_error(path + ": reading: " + std::strerror(errno));
     return {buffer.data(), buffer.data() + n};
-}
-
-template <class T>
-T must(Result<T> result) {
-    if (!result) throw std::runtime_error(result.error().message);
-    if constexpr (!std::is_void_v<T>) return std::move(*result);
 }
 
 // A client's own descriptor, passed and closed: the file can become exclusive.

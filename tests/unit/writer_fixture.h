@@ -121,4 +121,7 @@ class WriterTest : public testing::Test {
     std::unique_ptr<AtomicWriter> writer;
 };
 
+// The suite of AtomicWriter's own tests, which are in several files.
+class Writer : public WriterTest {};
+
 }  // namespace atomic4::test

@@ -12,12 +12,10 @@
 
 namespace atomic4::tools {
 
-Result<int> run(const Context& context, const ReadCommand& command) {
-    if (command.device.empty()) return read_by_daemon(context, command);
+namespace {
+
+Result<int> read_from_volume(const Context& context, const ReadCommand& command) {
     constexpr uint64_t kPiece = uint64_t{4} << 20;
-    // On a terminal the bytes themselves are the sign of life.
-    std::optional<Progress> progress;
-    if (isatty(STDOUT_FILENO) == 0) progress.emplace(fmt::format("reading {}", command.path));
     auto opened = A4_TRY(open_for_reading(
         A4_TRY(context.open_device(command.device, Access::ReadOnly, Sharing::Exclusive))));
     warn_of_repairs(context, command.device, opened.volume->notices());
@@ -26,11 +24,27 @@ Result<int> run(const Context& context, const ReadCommand& command) {
     const FileState file = A4_TRY(reader->file(inode).context(command.path));
     if (!LINUX_S_ISREG(file.inode.i_mode))
         return fail(EINVAL, "{}: not a regular file", command.path);
+    return put_out(context, command, kPiece, [&](ByteOffset offset, std::span<std::byte> into) {
+        return reader->read(inode, offset, into);
+    });
+}
+
+}  // namespace
+
+Result<int> run(const Context& context, const ReadCommand& command) {
+    // On a terminal the bytes themselves are the sign of life.
+    std::optional<Progress> progress;
+    if (isatty(STDOUT_FILENO) == 0) progress.emplace(fmt::format("reading {}", command.path));
+    return command.device.empty() ? read_by_daemon(context, command)
+                                  : read_from_volume(context, command);
+}
+
+Result<int> put_out(const Context& context, const ReadCommand& command, uint64_t piece,
+                    const ReadPiece& read) {
     std::vector<std::byte> buffer;
     for (uint64_t done = 0; done < command.length.value();) {
-        buffer.resize(std::min(kPiece, command.length.value() - done));
-        const Bytes n =
-            A4_TRY(reader->read(inode, command.offset + Bytes(done), buffer).context(command.path));
+        buffer.resize(std::min(piece, command.length.value() - done));
+        const Bytes n = A4_TRY(read(command.offset + Bytes(done), buffer).context(command.path));
         if (n.value() == 0) break;  // EOF
         context.out.write(reinterpret_cast<const char*>(buffer.data()),
                           static_cast<std::streamsize>(n.value()));

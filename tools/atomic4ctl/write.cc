@@ -2,7 +2,6 @@
 
 #include "atomic4ctl/by_daemon.h"
 #include "atomic4ctl/commands.h"
-#include "atomic4ctl/input.h"
 #include "common/open.h"
 #include "common/progress.h"
 #include "ext4/path.h"
@@ -10,27 +9,27 @@
 
 namespace atomic4::tools {
 
-Result<int> run(const Context& context, const WriteCommand& command) {
-    if (command.device.empty()) return write_by_daemon(context, command);
-    Progress progress(fmt::format("writing {}", command.path));
-    Input input = A4_TRY(Input::open(command.from));
-    std::vector<std::byte> bytes;
-    if (!command.plain) bytes = A4_TRY(input.read_atomic(command.length));
+namespace {
+
+Result<WriteReport> write_to_volume(const Context& context, const WriteCommand& command,
+                                    Input& input, std::span<const std::byte> bytes) {
     auto writer = A4_TRY(AtomicWriter::open(A4_TRY(open_to_write(context, command.device))));
     const ext2_ino_t inode = A4_TRY(lookup(writer->volume(), command.path));
     const FileState file = A4_TRY(writer->file(inode).context(command.path));
-    WriteOutcome outcome;
-    uint64_t length = bytes.size();
+    WriteReport report;
+    report.length = Bytes(bytes.size());
     const auto write = [&]() -> Result<> {
         if (command.plain) {
             const auto put = [&](Bytes done, std::span<const std::byte> piece) {
                 return writer->write_plain({inode, file.generation, command.offset + done, piece});
             };
-            length = A4_TRY(input.for_each_piece(command.length, put)).value();
-        } else {
-            outcome = A4_TRY(
-                writer->write({inode, file.generation, command.offset, bytes}, command.engine));
+            report.length = A4_TRY(input.for_each_piece(command.length, put));
+            return {};
         }
+        const WriteOutcome outcome =
+            A4_TRY(writer->write({inode, file.generation, command.offset, bytes}, command.engine));
+        report.engine = to_text(outcome.engine);
+        report.why_not_native = outcome.why_not_native;
         return {};
     };
     auto written = write();
@@ -40,23 +39,41 @@ Result<int> run(const Context& context, const WriteCommand& command) {
         auto closed = writer->close();
         if (written) written = std::move(closed);
     }
-    progress.finish();
     A4_CHECK(std::move(written).context(command.path));
-    const char* engine = command.plain ? "plain" : to_text(outcome.engine);
+    return report;
+}
+
+}  // namespace
+
+Result<int> run(const Context& context, const WriteCommand& command) {
+    Progress progress(fmt::format("writing {}", command.path));
+    Input input = A4_TRY(Input::open(command.from));
+    std::vector<std::byte> bytes;
+    if (!command.plain) bytes = A4_TRY(input.read_atomic(command.length));
+    const WriteReport report =
+        A4_TRY(command.device.empty() ? write_by_daemon(command, input, bytes)
+                                      : write_to_volume(context, command, input, bytes));
+    progress.finish();
     if (context.json) {
-        const nlohmann::json json = {{"path", command.path},
-                                     {"offset", command.offset.value()},
-                                     {"length", length},
-                                     {"engine", engine},
-                                     {"why_not_native", outcome.why_not_native}};
+        nlohmann::json json = {{"path", command.path},
+                               {"offset", command.offset.value()},
+                               {"length", report.length.value()},
+                               {"engine", report.engine},
+                               {"why_not_native", report.why_not_native}};
+        if (report.ack) {
+            json["ack"] = *report.ack;
+            json["why_strict"] = report.why_strict;
+        }
         context.print(json.dump(2) + "\n");
-    } else {
-        context.print(fmt::format("{}: {} bytes at {}, {}{}\n", command.path, length,
-                                  command.offset, engine,
-                                  outcome.why_not_native.empty()
-                                      ? ""
-                                      : fmt::format(" (not native: {})", outcome.why_not_native)));
+        return 0;
     }
+    std::string text = fmt::format("{}: {} bytes at {}, {}", command.path, report.length,
+                                   command.offset, report.engine);
+    if (!report.why_not_native.empty())
+        text += fmt::format(" (not native: {})", report.why_not_native);
+    if (report.ack && !command.plain) text += fmt::format(", {}", *report.ack);
+    if (!report.why_strict.empty()) text += fmt::format(" ({})", report.why_strict);
+    context.print(text + "\n");
     return 0;
 }
 

@@ -1,48 +1,13 @@
 // umount.atomic4: parses, calls, translates exit codes (umount(8)'s).
-#include <cstdio>
-#include <exception>
-
-#include "mount/run_program.h"
+#include "mount/helper.h"
 #include "mount/umount.h"
 
-namespace atomic4::tools {
-namespace {
-
-constexpr const char* kName = "umount.atomic4";
-constexpr const char* kUsage = "usage: umount.atomic4 DIRECTORY|DEVICE [-flnrv] [-N NAMESPACE]\n";
-enum Exit : int { kDone = 0, kUsageError = 1, kSystemError = 2, kFailure = 32 };
-
-int main_program(const std::vector<std::string>& arguments) {
-    for (const std::string& word : arguments) {
-        if (word == "-h" || word == "--help") return std::fputs(kUsage, stdout) < 0;
-        if (word == "-V" || word == "--version")
-            return std::printf("%s %s\n", kName, ATOMIC4_VERSION) < 0;
-    }
-    const auto request = parse_umount(arguments);
-    if (!request) {
-        report_error(kName, Error{EINVAL, request.error().message + " (see umount.atomic4(8))"});
-        return kUsageError;
-    }
-    const HeldSignals held;
-    if (const auto entered = enter_namespace(request->mount_namespace); !entered) {
-        report_error(kName, entered.error());
-        return kSystemError;
-    }
-    const auto done = unmount_volume(program_context(kName), *request);
-    if (done) return kDone;
-    report_error(kName, done.error());
-    return done.error().code == ENOMEM ? kSystemError : kFailure;
-}
-
-}  // namespace
-}  // namespace atomic4::tools
-
 int main(int argc, char** argv) {
-    // What throws here is the allocator: nothing of ours does.
-    try {
-        return atomic4::tools::main_program({argv + 1, argv + argc});
-    } catch (const std::exception& error) {
-        std::fprintf(stderr, "umount.atomic4: %s\n", error.what());
-        return 2;
-    }
+    using namespace atomic4::tools;
+    return helper_main<UmountRequest>(
+        {.name = "umount.atomic4",
+         .usage = "usage: umount.atomic4 DIRECTORY|DEVICE [-flnrv] [-N NAMESPACE]\n",
+         .parse = parse_umount,
+         .carry_out = unmount_volume},
+        argc, argv);
 }

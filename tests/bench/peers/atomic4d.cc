@@ -62,7 +62,7 @@ class Atomic4d final : public MountedPeer {
         mount_.emplace(site.device(), site.mount_point(), std::vector<std::string>{"-t", "ext4"});
         path_ = site.path("data");
         fill(path_, file_size_);
-        daemon_.emplace(site.mount_point(), site.mount_point() + "-daemon");
+        daemon_.emplace(site.mount_point());
         if (others_ == Others::HoldFileOpen) holder_.emplace(path_);
         return std::nullopt;
     }
@@ -109,7 +109,7 @@ class Atomic4d final : public MountedPeer {
 
     void finish() override {
         holder_.reset();
-        if (daemon_) daemon_->stop();
+        if (daemon_) stop(*daemon_);
         daemon_.reset();
         MountedPeer::finish();
     }
@@ -117,7 +117,7 @@ class Atomic4d final : public MountedPeer {
 
   private:
     Others others_;
-    std::optional<Daemon> daemon_;
+    std::optional<test::DaemonProcess> daemon_;
     std::optional<Holder> holder_;
     double peak_mib_ = 0;
 };
