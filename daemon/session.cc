@@ -164,16 +164,22 @@ void Session::received(int result) {
                {ESHUTDOWN, "the daemon is stopping: connect to its successor"});
         return receive();
     }
+    // No message has two: with more it isn't valid, now or later.
+    if ((receive_message_.msg_flags & MSG_CTRUNC) != 0 && descriptors.size() < 2) {
+        drop();
+        refuse({static_cast<wire::Type>(uint16_t{header->type}), header->tag, Clock::now()},
+               {EBUSY,
+                "the descriptor that came with it was lost: this user has passed many that "
+                "are still being closed, or the daemon has too many open; try again"});
+        return receive();
+    }
     auto request = wire::decode(packet, descriptors.size(), connection_);
     if (!request) {
         drop();
         const Asked asked{static_cast<wire::Type>(uint16_t{header->type}), header->tag,
                           Clock::now()};
-        Error error = request.error();
-        if ((receive_message_.msg_flags & MSG_CTRUNC) != 0)
-            error.message += " (descriptors were lost: too many are passed or being closed)";
-        if (error.code == EPROTO) ending_ = true;
-        refuse(asked, error);
+        if (request.error().code == EPROTO) ending_ = true;
+        refuse(asked, request.error());
         return receive();
     }
     handle(*request, std::move(descriptors));
@@ -219,8 +225,11 @@ void Session::handle(const Asked& asked, const wire::Hello& body) {
 
 void Session::handle(const Asked& asked, const wire::Arena& body, UniqueFd descriptor) {
     auto mapped = ArenaMap::map(descriptor, body.size);
-    close_foreign(std::move(descriptor), peer_.uid);
-    if (!mapped) return refuse(asked, mapped.error());
+    if (!mapped) {
+        close_foreign(std::move(descriptor), peer_.uid);
+        return refuse(asked, mapped.error());
+    }
+    // It is a memfd, whose closing waits for nobody. Many clients may come at once.
     arena_ = std::move(*mapped);
     connection_.arena = body.size;
     answer(asked, {});

@@ -17,7 +17,6 @@
 namespace atomic4::test {
 namespace {
 
-using ::testing::AllOf;
 using ::testing::HasSubstr;
 
 using Part = WriteHistory::Part;
@@ -65,6 +64,7 @@ class Faulty {
                 ::fsync(fd.get()) != 0)
                 throw std::runtime_error(path(file) + ": " + std::strerror(errno));
         }
+        strangers_ = open_path(dir_ + "/strangers", O_RDWR | O_CREAT);
         ::sync();
         daemon_.emplace(dir_);
         connect();
@@ -73,6 +73,7 @@ class Faulty {
         disk_.heal();
         client_.reset();
         other_.reset();
+        strangers_.reset();
         daemon_.reset();
     }
     Faulty(const Faulty&) = delete;
@@ -122,6 +123,19 @@ class Faulty {
         if (const auto retired = client_->freeze(); !retired) errors.push_back(retired.error());
         must(client_->thaw());
     }
+    // What the kernel tells who writes a file of his own without the daemon: 0 or an errno.
+    int others_write() {
+        const std::vector<std::byte> page(kBlock);
+        const UniqueFd& file = strangers_;
+        return ::pwrite(file.get(), page.data(), page.size(), 0) < 0 ? errno : 0;
+    }
+    // Somebody's change of an inode can't be committed.
+    void lose_journal() {
+        disk_.fail(What::Both, 0, FaultDisk::kForEver);
+        if (::fchmod(strangers_.get(), 0600) != 0 || ::fsync(strangers_.get()) == 0)
+            throw std::runtime_error("the journal goes on");
+        disk_.heal();
+    }
     bool poisoned() const {
         return must(client_->stats()).find("\"poisoned\": true") != std::string::npos;
     }
@@ -130,6 +144,7 @@ class Faulty {
     std::string back_in_service(Back way) {
         client_.reset();
         other_.reset();
+        strangers_.reset();
         try {
             if (way == Back::SameMount) {
                 try {
@@ -223,6 +238,7 @@ class Faulty {
     std::unique_ptr<HelperMount> mounted_by_helper_;
     WriteHistory history_;
     UniqueFd other_;
+    UniqueFd strangers_;
     std::optional<DaemonProcess> daemon_;
     std::unique_ptr<Client> client_;
     std::vector<uint64_t> handles_;
@@ -275,9 +291,11 @@ void DeviceFaultsTest::fail_nth(What what, uint64_t nth) {
     it.one_of_each();
     const bool poisoned = it.poisoned();
     for (const Error& error : it.errors) {
-        // ext4 has lost its journal, and the write was refused before anything was logged.
+        // ext4 has lost its journal, and the write was refused before anything was logged: with
+        // what the kernel tells everybody.
         if (error.code == EROFS) {
             EXPECT_THAT(error.message, HasSubstr("allocating blocks for the write"));
+            EXPECT_EQ(it.others_write(), EROFS);
             continue;
         }
         EXPECT_EQ(error.code, EIO) << error.message;
@@ -335,6 +353,36 @@ TEST_F(DeviceFaultsTest, ADiskThatIsGone) {
         it.disk().heal();
         EXPECT_EQ(it.back_in_service(way), "") << it.daemon().said();
     }
+}
+
+// The kernel refuses what it would have to write down there, to everybody alike.
+TEST_F(DeviceFaultsTest, AJournalThatHasFailed) {
+    Faulty it;
+    it.submit({{kData, 0, 4}});
+    it.settle();
+    ASSERT_TRUE(it.errors.empty());
+    it.lose_journal();
+    EXPECT_EQ(it.others_write(), EROFS);
+    // Blocks are missing: nothing is logged for it, and nothing is in doubt.
+    for (const auto& parts : {std::vector<Part>{{kSparse, 16, 4}}, {{kGrow, 0, 4}}}) {
+        it.submit(parts);
+        it.settle();
+        ASSERT_EQ(it.errors.size(), 1u);
+        EXPECT_EQ(it.errors[0].code, EROFS) << it.errors[0].message;
+        EXPECT_THAT(it.errors[0].message, HasSubstr("allocating blocks for the write"));
+        it.errors.clear();
+    }
+    EXPECT_FALSE(it.poisoned());
+    // The log's own times can't be changed any more either.
+    it.submit({{kData, 8, 4}});
+    it.settle();
+    ASSERT_EQ(it.errors.size(), 1u);
+    EXPECT_EQ(it.errors[0].code, EIO) << it.errors[0].message;
+    EXPECT_THAT(it.errors[0].message, HasSubstr("in doubt"));
+    EXPECT_TRUE(it.poisoned());
+    expect_poisoned(it);
+    EXPECT_EQ(orderly_end(it.daemon()), 1) << it.daemon().said();
+    EXPECT_EQ(it.back_in_service(Back::MountHelper), "") << it.daemon().said();
 }
 
 // Its worker dies when there is no disk to recover from: the keeper ends too and says why, and lets
