@@ -31,7 +31,8 @@ Server::Server(EventLoop& loop, VolumeService& volume, UniqueFd listener, Unique
       volume_(volume),
       listener_(std::move(listener)),
       signals_(std::move(signals)),
-      options_(std::move(options)) {
+      options_(std::move(options)),
+      memory_(std::make_shared<RequestMemory>(options_.request_memory)) {
     // Shared with the keeper, which doesn't accept.
     ::fcntl(listener_.get(), F_SETFL, ::fcntl(listener_.get(), F_GETFL) | O_NONBLOCK);
     volume_.target().on_group = [this](size_t requests, Bytes record) {
@@ -104,6 +105,7 @@ void Server::accept_one() {
     Session::Around around{loop_,
                            volume_,
                            stats_,
+                           memory_,
                            options_.engine,
                            [this](wire::StatsFormat format) { return stats_text(format); },
                            [this](const std::string& what) { options_.warn("refused: " + what); },
@@ -139,6 +141,7 @@ Snapshot Server::snapshot() {
     now.log_capacity = counts.log_capacity;
     now.live_records = counts.live_records;
     now.frozen = counts.frozen;
+    now.request_memory = Bytes(memory_->used());
     now.poisoned = volume_.target().poisoned() != nullptr;
     return now;
 }

@@ -24,6 +24,7 @@ struct ServerOptions {
     std::chrono::microseconds spin{50};
     Engine engine = Engine::Auto;
     size_t clients_max = 4096;
+    size_t request_memory = size_t{128} << 20;  // bytes; what that means: request_memory.h
     std::function<void(const std::string&)> info;
     std::function<void(const std::string&)> warn;
 };
@@ -62,6 +63,7 @@ class Server {
     UniqueFd signals_;
     ServerOptions options_;
     Stats stats_;
+    std::shared_ptr<RequestMemory> memory_;
     TargetCounts reported_;  // what stats_ has been told of the target's counts
     std::map<const Session*, std::shared_ptr<Session>> sessions_;
     std::vector<std::shared_ptr<Session>> gone_;

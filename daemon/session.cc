@@ -67,19 +67,44 @@ class Payloads {
   public:
     explicit Payloads(std::shared_ptr<ArenaMap> arena) : arena_(std::move(arena)) {}
 
-    Result<std::span<const std::byte>> take(const wire::Payload& payload, Bytes length) {
+    // Room for that many inline bytes, of all that is going to be taken.
+    Result<> expect(uint64_t inline_bytes) {
+        if (inline_bytes == 0) return {};
+        copies_ = page_memory(inline_bytes);
+        if (!copies_) return fail(ENOMEM, "no memory for the payload");
+        return {};
+    }
+    std::span<const std::byte> take(const wire::Payload& payload, Bytes length) {
         if (payload.source == wire::Source::Arena) return arena_->at(payload.arena_offset, length);
-        auto memory = page_memory(length.value());
-        if (!memory) return fail(ENOMEM, "no memory for the payload");
-        std::memcpy(memory.get(), payload.bytes.data(), payload.bytes.size());
-        copies_.push_back(memory);
-        return std::span<const std::byte>(memory.get(), length.value());
+        std::byte* const copy = copies_.get() + used_;
+        std::memcpy(copy, payload.bytes.data(), payload.bytes.size());
+        used_ += payload.bytes.size();
+        return {copy, payload.bytes.size()};
     }
 
   private:
     std::shared_ptr<ArenaMap> arena_;
-    std::vector<std::shared_ptr<std::byte>> copies_;
+    // One piece: as many small ones, of whole pages, could be many times as large as the packet.
+    std::shared_ptr<std::byte> copies_;
+    size_t used_ = 0;
 };
+
+// What carrying out a request takes besides its packet: at least, the answer and our notes on it.
+constexpr size_t kMemoryOfRequest = 2048;
+constexpr size_t kMemoryOfRange = 256;
+
+size_t memory_for(const wire::Request& request) {
+    if (const auto* write = std::get_if<wire::Write>(&request.body))
+        return round_up(write->payload.bytes.size(), 4096);
+    if (const auto* batch = std::get_if<wire::Batch>(&request.body)) {
+        size_t bytes = 0;
+        for (const wire::Batch::Range& range : batch->ranges) bytes += range.payload.bytes.size();
+        return round_up(bytes, 4096) + batch->ranges.size() * kMemoryOfRange;
+    }
+    if (const auto* read = std::get_if<wire::Read>(&request.body))  // the buffer, and the answer
+        return read->into == wire::Source::Inline ? 2 * round_up(read->length.value(), 4096) : 0;
+    return std::holds_alternative<wire::Stats>(request.body) ? wire::kTextMax : 0;
+}
 
 }  // namespace
 
@@ -89,15 +114,20 @@ Session::Session(Around around, UniqueFd socket, Peer peer)
       peer_(std::move(peer)),
       packet_(new std::byte[wire::kPacketMax]) {
     connection_.target = around_.volume.kind();
+    around_.memory->join();
 }
 
-Session::~Session() = default;
+Session::~Session() {
+    // Of answers that could no more be sent.
+    around_.memory->give(memory_);
+    around_.memory->leave();
+}
 
 // --- receiving ---
 
 void Session::receive() {
     if (receiving_ || ending_ || outstanding_ >= wire::kOutstandingMax ||
-        outgoing_bytes_ > kOutgoingMax)
+        outgoing_bytes_ > kOutgoingMax || !around_.memory->admits(memory_))
         return;
     receiving_ = true;
     receive_part_ = {packet_.get(), wire::kPacketMax};
@@ -150,38 +180,41 @@ void Session::received(int result) {
         drop();
         return disconnect();
     }
+    ++outstanding_;
+    Asked asked{static_cast<wire::Type>(uint16_t{header->type}), header->tag, Clock::now()};
+    take_memory(asked, kMemoryOfRequest);
     if ((receive_message_.msg_flags & MSG_TRUNC) != 0) {
         drop();
-        ++outstanding_;
         ending_ = true;
-        return refuse({static_cast<wire::Type>(uint16_t{header->type}), header->tag, Clock::now()},
-                      {EPROTO, "the packet is longer than any message"});
+        return refuse(asked, {EPROTO, "the packet is longer than any message"});
     }
-    ++outstanding_;
     if (stopping_) {
         drop();
-        refuse({static_cast<wire::Type>(uint16_t{header->type}), header->tag, Clock::now()},
-               {ESHUTDOWN, "the daemon is stopping: connect to its successor"});
+        refuse(asked, {ESHUTDOWN, "the daemon is stopping: connect to its successor"});
+        return receive();
+    }
+    // No message has two: with more it isn't valid, now or later.
+    if ((receive_message_.msg_flags & MSG_CTRUNC) != 0 && descriptors.size() < 2) {
+        drop();
+        refuse(asked, {EBUSY,
+                       "the descriptor that came with it was lost: this user has passed many that "
+                       "are still being closed, or the daemon has too many open; try again"});
         return receive();
     }
     auto request = wire::decode(packet, descriptors.size(), connection_);
     if (!request) {
         drop();
-        const Asked asked{static_cast<wire::Type>(uint16_t{header->type}), header->tag,
-                          Clock::now()};
-        Error error = request.error();
-        if ((receive_message_.msg_flags & MSG_CTRUNC) != 0)
-            error.message += " (descriptors were lost: too many are passed or being closed)";
-        if (error.code == EPROTO) ending_ = true;
-        refuse(asked, error);
+        if (request.error().code == EPROTO) ending_ = true;
+        refuse(asked, request.error());
         return receive();
     }
-    handle(*request, std::move(descriptors));
+    take_memory(asked, memory_for(*request));
+    handle(asked, *request, std::move(descriptors));
     receive();
 }
 
-void Session::handle(const wire::Request& request, std::vector<UniqueFd> descriptors) {
-    const Asked asked{request.type, request.tag, Clock::now()};
+void Session::handle(const Asked& asked, const wire::Request& request,
+                     std::vector<UniqueFd> descriptors) {
     UniqueFd descriptor;
     if (!descriptors.empty()) descriptor = std::move(descriptors.front());
     std::visit(
@@ -219,8 +252,11 @@ void Session::handle(const Asked& asked, const wire::Hello& body) {
 
 void Session::handle(const Asked& asked, const wire::Arena& body, UniqueFd descriptor) {
     auto mapped = ArenaMap::map(descriptor, body.size);
-    close_foreign(std::move(descriptor), peer_.uid);
-    if (!mapped) return refuse(asked, mapped.error());
+    if (!mapped) {
+        close_foreign(std::move(descriptor), peer_.uid);
+        return refuse(asked, mapped.error());
+    }
+    // It is a memfd, whose closing waits for nobody. Many clients may come at once.
     arena_ = std::move(*mapped);
     connection_.arena = body.size;
     answer(asked, {});
@@ -285,9 +321,10 @@ void Session::handle(const Asked& asked, const wire::Write& body) {
     auto file = writable(body.handle, body.plain, &op->engine);
     if (!file) return refuse(asked, file.error());
     auto payloads = std::make_shared<Payloads>(arena_);
-    auto data = payloads->take(body.payload, body.length);
-    if (!data) return refuse(asked, data.error());
-    op->ranges.push_back({std::move(*file), body.offset, *data});
+    if (auto room = payloads->expect(body.payload.bytes.size()); !room)
+        return refuse(asked, room.error());
+    op->ranges.push_back(
+        {std::move(*file), body.offset, payloads->take(body.payload, body.length)});
     submit(asked, std::move(op), std::move(payloads));
 }
 
@@ -295,6 +332,9 @@ void Session::handle(const Asked& asked, const wire::Batch& body) {
     auto op = std::make_unique<WriteOp>();
     op->kind = WriteOp::Kind::Batch;
     auto payloads = std::make_shared<Payloads>(arena_);
+    uint64_t inline_bytes = 0;
+    for (const wire::Batch::Range& range : body.ranges) inline_bytes += range.payload.bytes.size();
+    if (auto room = payloads->expect(inline_bytes); !room) return refuse(asked, room.error());
     for (const wire::Batch::Range& range : body.ranges) {
         Engine engine = Engine::Auto;
         auto file = writable(range.handle, false, &engine);
@@ -304,9 +344,8 @@ void Session::handle(const Asked& asked, const wire::Batch& body) {
                                                           "only the log makes a batch atomic",
                                                           range.handle)});
         }
-        auto data = payloads->take(range.payload, range.length);
-        if (!data) return refuse(asked, data.error());
-        op->ranges.push_back({std::move(*file), range.offset, *data});
+        op->ranges.push_back(
+            {std::move(*file), range.offset, payloads->take(range.payload, range.length)});
     }
     submit(asked, std::move(op), std::move(payloads));
 }
@@ -440,21 +479,32 @@ void Session::handle_freeze(const Asked& asked, bool freeze) {
 
 void Session::answer(const Asked& asked, std::span<const std::byte> body,
                      std::span<const std::byte> tail) {
-    enqueue(wire::encode_reply(asked.type, asked.tag, body, tail));
+    enqueue(asked, wire::encode_reply(asked.type, asked.tag, body, tail));
 }
 
 void Session::refuse(const Asked& asked, const Error& error) {
     around_.stats.error(error.code);
-    enqueue(wire::encode_error(asked.type, asked.tag, error));
+    enqueue(asked, wire::encode_error(asked.type, asked.tag, error));
 }
 
-void Session::enqueue(std::vector<std::byte> packet) {
+void Session::take_memory(Asked& asked, size_t bytes) {
+    asked.memory += bytes;
+    memory_ += bytes;
+    around_.memory->take(bytes);
+}
+
+void Session::give_memory(size_t bytes) {
+    memory_ -= bytes;
+    around_.memory->give(bytes);
+}
+
+void Session::enqueue(const Asked& asked, std::vector<std::byte> packet) {
     if (gone_) {
         --outstanding_;
-        return;
+        return give_memory(asked.memory);
     }
     outgoing_bytes_ += packet.size();
-    outgoing_.push_back(std::move(packet));
+    outgoing_.push_back({std::move(packet), asked.memory});
     send_next();
 }
 
@@ -465,14 +515,15 @@ void Session::send_next() {
         return;
     }
     sending_ = true;
-    std::vector<std::byte>& packet = outgoing_.front();
+    std::vector<std::byte>& packet = outgoing_.front().packet;
     send_part_ = {packet.data(), packet.size()};
     send_message_ = {};
     send_message_.msg_iov = &send_part_;
     send_message_.msg_iovlen = 1;
     around_.loop.send(socket_.get(), &send_message_, [self = shared_from_this()](int result) {
         self->sending_ = false;
-        self->outgoing_bytes_ -= self->outgoing_.front().size();
+        self->outgoing_bytes_ -= self->outgoing_.front().packet.size();
+        self->give_memory(self->outgoing_.front().memory);
         self->outgoing_.pop_front();
         --self->outstanding_;
         if (result < 0) return self->disconnect();
@@ -501,6 +552,7 @@ void Session::disconnect() {
     handles_.clear();
     if (!sending_) {
         outstanding_ -= outgoing_.size();
+        for (const Outgoing& answer : outgoing_) give_memory(answer.memory);
         outgoing_.clear();
     }
     around_.gone(this);

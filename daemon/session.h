@@ -1,7 +1,8 @@
 // One client's connection: receives requests, carries them out on the target, answers.
 //
 // Bounded: a client that has kOutstandingMax requests without a received answer, or more than a few
-// MiB of answers that it doesn't read, is not listened to until it reads. Nobody else notices.
+// MiB of answers that it doesn't read, is not listened to until it reads. Nobody else notices. The
+// sum over all clients is bounded too (request_memory.h).
 //
 // Every message goes through wire::decode and nothing else looks at packets. A packet that can't be
 // answered, or is out of turn, ends the connection after a reply that says why.
@@ -18,6 +19,7 @@
 
 #include "client/message.h"
 #include "daemon/arena_map.h"
+#include "daemon/request_memory.h"
 #include "daemon/stats.h"
 #include "daemon/volume_service.h"
 
@@ -29,7 +31,8 @@ class Session : public std::enable_shared_from_this<Session> {
         EventLoop& loop;
         VolumeService& volume;
         Stats& stats;
-        Engine engine = Engine::Auto;  // of files that don't ask for one
+        std::shared_ptr<RequestMemory> memory;  // what runs may outlive the server
+        Engine engine = Engine::Auto;           // of files that don't ask for one
         // The STATS texts.
         std::function<std::string(wire::StatsFormat)> stats_text;
         // Something was refused: who, which file, why.
@@ -64,12 +67,18 @@ class Session : public std::enable_shared_from_this<Session> {
         wire::Type type;
         uint64_t tag;
         Clock::time_point since;
+        size_t memory = 0;  // taken for it, and given back when the answer is sent
+    };
+    struct Outgoing {
+        std::vector<std::byte> packet;
+        size_t memory;
     };
 
     void receive();
     void received(int result);
     std::vector<UniqueFd> take_descriptors();
-    void handle(const wire::Request& request, std::vector<UniqueFd> descriptors);
+    void handle(const Asked& asked, const wire::Request& request,
+                std::vector<UniqueFd> descriptors);
     void handle(const Asked& asked, const wire::Hello& body);
     void handle(const Asked& asked, const wire::Arena& body, UniqueFd descriptor);
     void handle(const Asked& asked, const wire::Open& body, UniqueFd descriptor);
@@ -91,7 +100,9 @@ class Session : public std::enable_shared_from_this<Session> {
         done ? answer(asked, {}) : refuse(asked, done.error());
     }
     void refuse(const Asked& asked, const Error& error);
-    void enqueue(std::vector<std::byte> packet);
+    void enqueue(const Asked& asked, std::vector<std::byte> packet);
+    void take_memory(Asked& asked, size_t bytes);
+    void give_memory(size_t bytes);
     void send_next();
     void disconnect();
 
@@ -110,12 +121,13 @@ class Session : public std::enable_shared_from_this<Session> {
     alignas(cmsghdr) std::array<char, 256> control_{};
     bool receiving_ = false;
 
-    std::deque<std::vector<std::byte>> outgoing_;
+    std::deque<Outgoing> outgoing_;
     size_t outgoing_bytes_ = 0;
     iovec send_part_{};
     msghdr send_message_{};
     bool sending_ = false;
     size_t outstanding_ = 0;  // received, and the answer not sent
+    size_t memory_ = 0;       // taken by these
     bool stopping_ = false;   // end() was called: nothing more is begun
     bool ending_ = false;     // nothing more is received
     bool gone_ = false;       // nothing more is sent either

@@ -101,6 +101,7 @@ nlohmann::ordered_json Stats::to_json(const Snapshot& now) const {
         {"frozen", now.frozen},
         {"clients", now.clients},
         {"open_handles", now.open_handles},
+        {"request_memory", now.request_memory.value()},
         {"files", {{"strict", now.files_strict}, {"exclusive", now.files_exclusive}}},
     };
     auto& writes = json["writes"];
@@ -212,6 +213,8 @@ std::string Stats::to_prometheus(const Snapshot& now) const {
            refused_);
     single("atomic4_clients", "gauge", "Connected clients.", now.clients);
     single("atomic4_open_handles", "gauge", "Open handles.", now.open_handles);
+    single("atomic4_request_memory_bytes", "gauge",
+           "Memory taken by requests whose answers are not sent yet.", now.request_memory.value());
     out.family("atomic4_files", "gauge", "Open files by how their writes are acknowledged.");
     out.sample(now.files_strict, {{"mode", "strict"}});
     out.sample(now.files_exclusive, {{"mode", "exclusive"}});

@@ -31,6 +31,7 @@ struct Snapshot {
     Bytes log_used;
     Bytes log_capacity;
     uint64_t live_records = 0;
+    Bytes request_memory;   // of requests whose answers aren't sent yet
     bool poisoned = false;  // a log write or flush failed: writes are refused until a restart
     bool frozen = false;
 };

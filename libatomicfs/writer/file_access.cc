@@ -2,7 +2,9 @@
 
 #include <fcntl.h>
 
+#include <algorithm>
 #include <fstream>
+#include <sstream>
 
 #include "writer/opener_flags.h"
 
@@ -19,6 +21,21 @@ std::string name_of(pid_t pid) {
     std::string name;
     std::getline(in, name);
     return name.empty() ? "unknown" : name;
+}
+
+// When it was started, as the kernel counts it (proc_pid_stat(5), field 22); empty: it is gone.
+std::string start_of(pid_t pid) {
+    std::ifstream in(fmt::format("/proc/{}/stat", pid));
+    std::string word;
+    // The name may have blanks and brackets in it, but its end has the last one.
+    std::string line;
+    std::getline(in, line);
+    std::istringstream rest(line.substr(std::min(line.rfind(')') + 1, line.size())));
+    for (int field = 3; field <= 22; ++field) {
+        word.clear();
+        rest >> word;
+    }
+    return word;
 }
 
 }  // namespace
@@ -52,13 +69,27 @@ void FileAccess::unuse() {
 std::string FileAccess::why_strict() const {
     if (!strict_) return {};
     if (!watched_) return "openers can't be watched: " + around_.why_no_watch;
+    std::string known;
     if (!writers_.empty()) {
-        const auto& [pid, name] = *writers_.begin();
+        const auto& [pid, writer] = *writers_.begin();
         std::string others;
         if (writers_.size() > 1) others = fmt::format(" (and {} others)", writers_.size() - 1);
-        return fmt::format("process {} ({}) has it open for writing{}", pid, name, others);
+        known = fmt::format("process {} ({}) has it open for writing{}", pid, writer.name, others);
+        if (!unknown_writers_)
+            return known + ": until it closes it, or declares in an OPEN that it is cooperative";
+        known += "; ";
     }
-    return "somebody has it open for writing";
+    return known +
+           "somebody has it open for writing whom the daemon didn't see opening it, as before the "
+           "file's first OPEN: until that descriptor is closed. A client closes its own after "
+           "OPEN, "
+           "cooperative or not, and keeps a read-only one, or opens it again for writing and "
+           "declares "
+           "that in another OPEN";
+}
+
+void FileAccess::add_writer(pid_t pid) {
+    writers_[pid] = {name_of(pid), start_of(pid)};
 }
 
 void FileAccess::give_up(const std::string& why) {
@@ -81,7 +112,7 @@ void FileAccess::opened(pid_t pid, uint64_t token) {
     waiting_.push_back({pid, token});
     // Others are in already, and nothing live is left that one more could harm.
     if (!watched_ || (strict_ && settled_)) {
-        writers_.emplace(pid, name_of(pid));
+        add_writer(pid);
         let_go();
         return;
     }
@@ -116,7 +147,11 @@ void FileAccess::events_lost() {
 }
 
 void FileAccess::declare(pid_t pid) {
-    if (writers_.erase(pid) == 0 || !writers_.empty() || unknown_writers_) return;
+    const auto found = writers_.find(pid);
+    // Another process may have had the number before, and its descriptors may live on elsewhere.
+    if (found == writers_.end() || found->second.started != start_of(pid)) return;
+    writers_.erase(found);
+    if (!writers_.empty() || unknown_writers_) return;
     strict_ = false;
     settled_ = false;
 }
@@ -151,7 +186,7 @@ void FileAccess::probe() {
     }
     if (waiting_.empty()) unknown_writers_ = unknown_writers_ || !strict_ || writers_.empty();
     // Which of them it is can't be told: all.
-    for (const Held& opener : waiting_) writers_[opener.pid] = name_of(opener.pid);
+    for (const Held& opener : waiting_) add_writer(opener.pid);
     strict_ = true;
     if (settled_) {
         let_go();

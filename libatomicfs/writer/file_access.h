@@ -13,7 +13,17 @@
 //                and the file stays exclusive. A writer goes on when the file's live records are
 //                retired, and the file is strict
 //   a writer has gone      the same probe: if nobody is left the file is exclusive again
-//   a client declares that it writes only through us: its process no longer counts
+//   a client declares that it writes only through us: the descriptors that its process was seen to
+//                open no longer count
+//
+// Who opened it before the mark, nobody can tell. A client that declares at the very first OPEN,
+// with a writable descriptor of its own still open, therefore leaves the file strict until it
+// closes that: the probe says only that there are writers, not whose. /proc/PID/fd doesn't answer
+// it: descriptors under way in a socket, or registered with io_uring, are nowhere to be seen, and
+// with one of them a foreign writer would be taken for the client. (A write lease, taken on the
+// passed descriptor itself, would prove that no other description can write the file; but not who
+// else has this one, by fork(2) or a socket, and it fails while anybody reads.) A descriptor opened
+// after the first OPEN was seen, and may be kept.
 //
 // Without fanotify the file is strict for ever.
 //
@@ -79,7 +89,8 @@ class FileAccess {
     void opened(pid_t pid, uint64_t token);
     void writer_closed();
     void events_lost();
-    // This process writes the file only through us.
+    // This process writes the file only through us, as long as it has the descriptors that it has
+    // now.
     void declare(pid_t pid);
     // Openers are let through, now and later: the log is in doubt, or nothing is live any more and
     // the surroundings are about to go.
@@ -99,6 +110,7 @@ class FileAccess {
     void reopened(int fd);
     void wait_for_lease();
     void ready();
+    void add_writer(pid_t pid);
     void look_again(std::chrono::milliseconds after);
 
     Surroundings around_;
@@ -113,8 +125,12 @@ class FileAccess {
     bool settled_ = false;  // strict, and nothing live is left from before
     bool timer_set_ = false;
     int looks_left_ = 0;
-    std::map<pid_t, std::string> writers_;  // with their names
-    std::vector<Held> waiting_;             // openers
+    struct Writer {
+        std::string name;
+        std::string started;  // a process number may be used again
+    };
+    std::map<pid_t, Writer> writers_;
+    std::vector<Held> waiting_;  // openers
     size_t users_ = 0;
     uint64_t probes_ = 0;
     std::optional<Error> broken_;

@@ -127,6 +127,33 @@ TEST_F(ExclusiveTest, ACooperatingClientMayKeepItsDescriptor) {
     EXPECT_EQ(other.wait(), 0);
 }
 
+// Whose a descriptor is that was open before the first OPEN can't be told, a promise or not.
+TEST_F(ExclusiveTest, ACooperatingClientsEarlierDescriptorCountsUntilItIsClosed) {
+    serve();
+    make_file("data", kUnits * kUnit);
+    const auto client = connect();
+    UniqueFd own = open_path(path("data"), O_RDWR);
+    const uint32_t flags = wire::kOpenRead | wire::kOpenWrite | wire::kOpenCooperative;
+    const File file = must(client->open(own.get(), flags));
+    EXPECT_EQ(write(*client, file, 50).exclusive, 0u);
+    const std::string why = status(*client, file).why_strict;
+    EXPECT_NE(why.find("before the file's first OPEN"), std::string::npos) << why;
+    EXPECT_NE(why.find("closes its own after OPEN"), std::string::npos) << why;
+    // Nor does it help to say it again.
+    const File again = must(client->open(own.get(), flags));
+    EXPECT_EQ(write(*client, again, 50).exclusive, 0u);
+    own.reset();
+    ASSERT_TRUE(until_exclusive(*client, file)) << status(*client, file).why_strict;
+    EXPECT_EQ(write(*client, file, 50).strict, 0u);
+    // As the reason says: opened again, and declared.
+    own = open_path(path("data"), O_RDWR);
+    EXPECT_EQ(write(*client, file, 20).exclusive, 0u);
+    EXPECT_NE(status(*client, file).why_strict.find("cooperative"), std::string::npos);
+    must(client->open(own.get(), flags));
+    ASSERT_TRUE(until_exclusive(*client, file)) << status(*client, file).why_strict;
+    EXPECT_EQ(write(*client, file, 50).strict, 0u);
+}
+
 TEST_F(ExclusiveTest, WithoutTheWatchEveryFileIsStrict) {
     Volume volume;
     volume.daemon = {"--no-watch"};

@@ -4,7 +4,9 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 
+#include <array>
 #include <atomic>
+#include <numeric>
 #include <thread>
 
 #include "daemon/volume_fixture.h"
@@ -114,6 +116,74 @@ TEST_P(HostileClients, OnesThatFloodAndNeverReadAnAnswer) {
         silent[2].close();
         work("other", 5);
     }
+    EXPECT_TRUE(volume().descriptors_come_down_to(before));
+}
+
+// The number of an entry of the STATS text.
+size_t stat_of(WireClient& client, const std::string& name) {
+    const wire::StatsRequest request{};
+    const Answer answer = client.ask(Type::Stats, bytes_of(request));
+    const std::string text(reinterpret_cast<const char*>(answer.body.data()), answer.body.size());
+    const std::string key = "\"" + name + "\": ";
+    const size_t at = text.find(key);
+    if (at == std::string::npos) throw std::runtime_error("STATS without " + name);
+    return std::stoull(text.substr(at + key.size()));
+}
+
+// Each of them keeps within its own bounds, and would take 16 MiB for good.
+TEST_P(HostileClients, ManyWhoseWritesWaitTakeABoundedMemoryTogether) {
+    constexpr size_t kCount = 40;
+    constexpr size_t kLimit = 128 * kMiB;
+    const size_t before = volume().descriptors();
+    const size_t memory = volume().resident_bytes();
+    {
+        WireClient root = volume().client();
+        std::vector<WireClient> many;
+        std::vector<uint64_t> handles;
+        for (size_t i = 0; i < kCount; ++i) {
+            many.push_back(volume().client(kUser));
+            handles.push_back(volume().open(many.back(), "data", kReadWrite));
+        }
+        WireClient reader = volume().client();
+        const uint64_t reading = volume().open(reader, "other", kReadWrite);
+        ASSERT_EQ(root.ask(Type::Freeze).error, 0u);
+        std::array<size_t, kCount> sent{};
+        const auto page = filled(wire::kInlineMax, 3);
+        for (size_t news = 1; news > 0;) {
+            news = 0;
+            for (size_t i = 0; i < kCount; ++i)
+                while (many[i].send_now(
+                    write_packet(sent[i], handles[i], sent[i] % 128 * wire::kInlineMax, page))) {
+                    ++sent[i];
+                    ++news;
+                }
+            // It has looked at all who had sent something, meanwhile.
+            for (int n = 0; n < 5; ++n) ASSERT_EQ(root.ask(Type::Ping).error, 0u);
+        }
+        const size_t taken = stat_of(root, "request_memory");
+        const size_t grown = volume().resident_bytes() - memory;
+        fmt::print("{} writes wait, {} MiB taken, {} MiB resident\n",
+                   std::accumulate(sent.begin(), sent.end(), size_t{0}), taken / kMiB,
+                   grown / kMiB);
+        EXPECT_GT(taken, kLimit);  // else this has tested nothing
+        EXPECT_LT(taken, 2 * kLimit + kCount * kMiB);
+        EXPECT_TRUE(A4_SANITIZED || grown < 2 * kLimit + kCount * 2 * kMiB) << grown;
+        // Who has asked for little is served.
+        for (int n = 0; n < 10; ++n) {
+            EXPECT_EQ(reader.read(reading, 0, wire::kInlineMax).error, 0u);
+            EXPECT_EQ(reader.with_handle(Type::Statx, reading).error, 0u);
+        }
+        ASSERT_EQ(root.ask(Type::Thaw).error, 0u);
+        for (size_t i = 0; i < kCount; ++i)
+            for (size_t n = 0; n < sent[i]; ++n) {
+                const auto answer = many[i].receive();
+                ASSERT_TRUE(answer) << i << ": " << n << " of " << sent[i];
+                ASSERT_EQ(answer->error, 0u) << answer->reason;
+            }
+        // All is given back but what this question takes.
+        EXPECT_LT(stat_of(root, "request_memory"), kMiB);
+    }
+    work("other", 5);
     EXPECT_TRUE(volume().descriptors_come_down_to(before));
 }
 

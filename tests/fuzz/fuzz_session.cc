@@ -150,6 +150,7 @@ class Connection {
         Session::Around around{loop,
                                service_,
                                stats_,
+                               memory_,
                                Engine::Auto,
                                [](wire::StatsFormat) { return std::string(100, 'x'); },
                                [](const std::string& what) { require(!what.empty()); },
@@ -229,6 +230,7 @@ class Connection {
     EventLoop& loop_;
     MemoryService service_;
     Stats stats_;
+    std::shared_ptr<RequestMemory> memory_ = std::make_shared<RequestMemory>(size_t{1} << 20);
     UniqueFd client_;
     std::shared_ptr<Session> session_;
     std::weak_ptr<Session> watch_;

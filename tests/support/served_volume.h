@@ -81,6 +81,13 @@ inline File open_through(Client& client, const std::string& path,
     return must(client.open(fd.get(), flags, engine));
 }
 
+// The daemon looks again a moment after a writer has gone: asked until it has seen it.
+inline bool until_exclusive(Client& client, uint64_t handle) {
+    for (int i = 0; i < 20000; ++i)
+        if (must(client.statx(handle)).ack_mode == wire::AckMode::Exclusive) return true;
+    return false;
+}
+
 class ServedTest : public ::testing::Test {
   protected:
     struct Volume {
@@ -134,13 +141,8 @@ class ServedTest : public ::testing::Test {
         }
         if (::fsync(fd.get()) != 0) throw std::runtime_error(name + ": fsync");
     }
-    // The daemon looks again a moment after a writer has gone: asked until it has seen it.
     static bool until_exclusive(Client& client, const File& file) {
-        for (int i = 0; i < 20000; ++i) {
-            const auto status = must(client.statx(file.handle));
-            if (status.ack_mode == wire::AckMode::Exclusive) return true;
-        }
-        return false;
+        return test::until_exclusive(client, file.handle);
     }
 
     std::optional<MountedImage> image_;

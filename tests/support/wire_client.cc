@@ -143,10 +143,19 @@ Answer WireClient::hello() {
     return ask(wire::Type::Hello, bytes_of(body));
 }
 
+Answer WireClient::pass(wire::Type type, std::span<const std::byte> body,
+                        std::span<const std::byte> tail, const std::vector<int>& descriptors) {
+    constexpr int kTries = 100'000;
+    Answer answer = ask(type, body, tail, descriptors);
+    for (int i = 0; i < kTries && answer.reason.find("was lost") != std::string::npos; ++i)
+        answer = ask(type, body, tail, descriptors);
+    return answer;
+}
+
 Answer WireClient::arena(int memfd, uint64_t size) {
     wire::ArenaRequest body{};
     body.size = size;
-    return ask(wire::Type::Arena, bytes_of(body), {}, {memfd});
+    return pass(wire::Type::Arena, bytes_of(body), {}, {memfd});
 }
 
 Answer WireClient::open(int fd, uint32_t flags, wire::WireEngine engine, std::string_view path) {
@@ -156,7 +165,7 @@ Answer WireClient::open(int fd, uint32_t flags, wire::WireEngine engine, std::st
     body.path_length = static_cast<uint32_t>(path.size());
     std::vector<int> descriptors;
     if (fd >= 0) descriptors.push_back(fd);
-    return ask(wire::Type::Open, bytes_of(body), bytes_of(path), descriptors);
+    return pass(wire::Type::Open, bytes_of(body), bytes_of(path), descriptors);
 }
 
 uint64_t WireClient::must_open(int fd, uint32_t flags, std::string_view path) {

@@ -58,6 +58,8 @@ class WireClient {
     Answer ask(wire::Type type, std::span<const std::byte> body = {},
                std::span<const std::byte> tail = {}, const std::vector<int>& descriptors = {});
     Answer hello();
+    // These two pass a descriptor that was lost once more: those that were refused are closed a
+    // moment later, and few at a time (EBUSY).
     Answer arena(int memfd, uint64_t size);
     // fd < 0: by path.
     Answer open(int fd, uint32_t flags, wire::WireEngine engine = wire::WireEngine::Auto,
@@ -70,6 +72,9 @@ class WireClient {
     Answer with_handle(wire::Type type, uint64_t handle);
 
   private:
+    Answer pass(wire::Type type, std::span<const std::byte> body, std::span<const std::byte> tail,
+                const std::vector<int>& descriptors);
+
     UniqueFd socket_;
     uint64_t tag_ = 0;
 };

@@ -1,10 +1,14 @@
 // The C++ client against a daemon that goes away, or lies: an error of its own, and never a hang.
 #include <poll.h>
+#include <sys/socket.h>
 
+#include <atomic>
 #include <cstring>
 #include <functional>
 #include <future>
+#include <optional>
 #include <random>
+#include <thread>
 
 #include "unit/client_fixture.h"
 
@@ -75,6 +79,63 @@ TEST(Client, DaemonIsGoneWhenSending) {
     const auto result = client->submit_flush(handle);
     EXPECT_EQ(code_of(result), EIO);
     EXPECT_THAT(codes_of(client->reap(10)), ElementsAre(EIO));
+}
+
+// A daemon that is killed with requests unread in its socket: the kernel tells the client so before
+// it gives out the answers that had been sent.
+class ClientOfAKilledDaemon : public testing::Test {
+  protected:
+    ClientOfAKilledDaemon() : client_(connect_to(*daemon_)), handle_(open_file(*client_)) {
+        std::promise<void> all_sent;
+        auto sent = all_sent.get_future().share();
+        daemon_->on(Type::Write, [this, sent](const Request& request) -> FakeDaemon::Answer {
+            sent.wait();
+            if (++writes_ > kAnswered) return std::nullopt;
+            return Packets{daemon_->honest(request)};
+        });
+        for (unsigned i = 0; i < kAnswered + 3; ++i)
+            tags_.push_back(must(client_->submit_write(handle_, ByteOffset(0), filled(4096, i))));
+        all_sent.set_value();
+        // Closes its socket, when it has come to its end.
+        while (writes_ <= kAnswered) std::this_thread::yield();
+        daemon_.reset();
+    }
+    void expect_completions() {
+        const auto completions = reap_all(*client_, tags_.size());
+        EXPECT_EQ(tags_of(completions), tags_);
+        std::vector<int> codes(kAnswered, 0);
+        codes.resize(tags_.size(), EIO);
+        EXPECT_EQ(codes_of(completions), codes);
+        EXPECT_EQ(client_->in_flight(), 0u);
+        EXPECT_EQ(code_of(client_->ping()), EIO);
+    }
+    static constexpr int kAnswered = 5;
+    std::atomic<int> writes_ = 0;
+    std::optional<FakeDaemon> daemon_{std::in_place};
+    std::unique_ptr<Client> client_;
+    uint64_t handle_;
+    std::vector<uint64_t> tags_;
+};
+
+TEST_F(ClientOfAKilledDaemon, TheKernelTellsItFirst) {
+    char byte = 0;
+    EXPECT_EQ(::recv(client_->fd(), &byte, 1, MSG_DONTWAIT), -1);
+    EXPECT_EQ(errno, ECONNRESET);
+    expect_completions();
+}
+
+TEST_F(ClientOfAKilledDaemon, GetsItsAnswersByReaping) {
+    expect_completions();
+}
+
+TEST_F(ClientOfAKilledDaemon, GetsItsAnswersWhenSendingFails) {
+    EXPECT_EQ(code_of(client_->submit_flush(handle_)), EIO);
+    expect_completions();
+}
+
+TEST_F(ClientOfAKilledDaemon, GetsItsAnswersWhenACallFails) {
+    EXPECT_EQ(code_of(client_->write(handle_, ByteOffset(0), filled(4096, 9))), EIO);
+    expect_completions();
 }
 
 TEST(Client, DaemonRefusesTheGreeting) {
