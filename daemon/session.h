@@ -32,8 +32,8 @@ class Session : public std::enable_shared_from_this<Session> {
         Engine engine = Engine::Auto;  // of files that don't ask for one
         // The STATS texts.
         std::function<std::string(wire::StatsFormat)> stats_text;
-        // Something was refused: who, which file, why.
-        std::function<void(const std::string&)> refused;
+        // Something was refused: the errno value, and in words who, which file, why.
+        std::function<void(const Peer&, int, const std::string&)> refused;
         std::function<void(const Session*)> gone;
     };
 
@@ -48,6 +48,7 @@ class Session : public std::enable_shared_from_this<Session> {
     void end();
     // At once; answers are lost.
     void cut_off() { disconnect(); }
+    const Peer& peer() const { return peer_; }
     size_t handles() const { return handles_.size(); }
     // Requests are under way.
     size_t outstanding() const { return outstanding_; }
@@ -64,6 +65,7 @@ class Session : public std::enable_shared_from_this<Session> {
         wire::Type type;
         uint64_t tag;
         Clock::time_point since;
+        uint64_t handle = 0;  // 0: it is about none
     };
 
     void receive();
@@ -91,6 +93,7 @@ class Session : public std::enable_shared_from_this<Session> {
         done ? answer(asked, {}) : refuse(asked, done.error());
     }
     void refuse(const Asked& asked, const Error& error);
+    void report(const Asked& asked, const Error& error) const;
     void enqueue(std::vector<std::byte> packet);
     void send_next();
     void disconnect();
