@@ -2,7 +2,7 @@
 # foreground and the background, on an unmounted image, and what each refuses.
 . "$(dirname "$0")/lib.sh"
 need_root
-need_program jq awk
+need_program jq awk python3
 
 pattern one 16K >one
 pattern two 16K >two
@@ -108,6 +108,15 @@ expect_ok client_example "$socket" mnt/db
 out_has '^16384 bytes are durable; pages of 4096 to [0-9]+ bytes are possible$'
 slice mnt/db 0 16384 | cmp - <(zeros 16K | tr '\0' x) || die "the example's bytes aren't there"
 
+# And the one without a library.
+expect_ok python3 "$ATOMIC4_SOURCE/daemon/example.py" "$socket" mnt/db
+out_has '^version 1, volume [0-9a-f]{32}, blocks of 4096 bytes$'
+out_has "^inode $(stat -c %i mnt/db): 16384 bytes are durable, all or nothing: logged (exclusive|strict)\$"
+out_has '^read back: the same$'
+by read mnt/db --offset 0 --length 16K >told
+slice mnt/db 0 16384 | cmp - told || die "the mounted file has other bytes"
+cmp -s told <(zeros 16K | tr '\0' x) && die "it wrote nothing"
+
 # --- freezing ---------------------------------------------------------------------------------
 expect_ok by freeze
 out_has "^$socket: frozen: writes wait until atomic4ctl thaw\$"
@@ -183,7 +192,7 @@ expect_fail 1 'none: No such file' atomic4d "$T/none"
 
 stop
 prometheus stats.prom
-grep -q '^atomic4_writes_total{engine="logged"} 6$' stats.prom || die "not all writes are in --stats"
+grep -q '^atomic4_writes_total{engine="logged"} 7$' stats.prom || die "not all writes are in --stats"
 umount mnt
 check_clean vol.img
 
