@@ -8,6 +8,10 @@ pattern one 16K >one
 pattern two 16K >two
 make_image vol.img 96M
 expect_ok atomic4ctl -d vol.img prealloc /db --size 1M
+# chattr +j, which as a mounted file needs CAP_SYS_RESOURCE: the kernel would write its data twice, and
+# direct writes through the page cache.
+expect_ok atomic4ctl -d vol.img prealloc /journaled --size 64K
+debugfs -w -R 'set_inode_field /journaled flags 0x84000' vol.img >/dev/null 2>&1
 copy_image vol.img owned.img
 mount_image vol.img mnt
 chmod 755 mnt
@@ -147,6 +151,10 @@ expect_fail 1 'mnt/none: No such file' by write mnt/none --offset 0 --from one
 expect_fail 1 'mnt: .*[Dd]irectory' by read mnt --offset 0 --length 4K
 expect_fail 1 'mnt/.atomic4/log: ' by write mnt/.atomic4/log --offset 0 --from one
 expect_fail 1 'one: .* is not on this volume' by write one --offset 0 --from two
+lsattr mnt/journaled | grep -q '^[^ ]*j' || die "it isn't chattr +j"
+expect_fail 1 'mnt/journaled: .*data=journal mode \(chattr \+j\)' \
+    by write mnt/journaled --offset 0 --from one
+cmp mnt/journaled <(zeros 64K) || die "it was written"
 mkfifo mnt/fifo
 expect_fail 1 'mnt/fifo: ' by read mnt/fifo --offset 0 --length 4K
 expect_fail 1 "connecting to $T/none: .*no daemon listens there; start atomic4d" \
@@ -236,6 +244,7 @@ same_bytes one "$OUT"
 expect_ok by --json status /db
 json_holds '.unit == 16384' '.size == 1048576'
 expect_fail 1 '/none: ' by status /none
+expect_fail 1 '/journaled: .*data=journal mode' by write /journaled --offset 0 --from one
 expect_fail 1 '/db: no native atomic writes here' by write /db --offset 0 --engine native --from one
 expect_fail 1 'owned.img.* (in use|locked)' atomic4ctl -d owned.img ls
 stop
