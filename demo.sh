@@ -4,19 +4,36 @@
 # every byte; on 4 KiB and on 1 KiB blocks. Then mounted: a storage engine writes through the daemon
 # while others read the file, the daemon is killed, started again, and every page is verified. At the
 # end the daemon beside what people can have today, on this machine.
-# Needs root and Debian 12; installs what is missing and builds first.
+#
+#   ./demo.sh                 needs root and Debian 12; installs what is missing and builds first
+#   ./demo.sh --short BIN     with the programs that were built into BIN, without the 1 KiB blocks and
+#                             the comparison: less than a minute, for the tests
 set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")"
 
 [ "$(id -u)" = 0 ] || { echo "demo.sh mounts an image, so it needs root" >&2; exit 1; }
 
-echo "# Installing what is missing and building"
-packaging/debian-packages.sh
-cmake --preset release >/dev/null
-cmake --build --preset release --target atomic4ctl mkfs.atomic4 mount.atomic4 umount.atomic4 atomic4d \
-    client_pages bench_peers -- --quiet
+short=false
+case $# in
+    0)
+        bin=$PWD/build/release/bin
+        echo "# Installing what is missing and building"
+        packaging/debian-packages.sh
+        cmake --preset release >/dev/null
+        cmake --build --preset release --target atomic4ctl mkfs.atomic4 mount.atomic4 umount.atomic4 \
+            atomic4d client_pages bench_peers -- --quiet
+        ;;
+    2)
+        [ "$1" = --short ] || { echo "usage: ./demo.sh [--short BIN]" >&2; exit 2; }
+        short=true
+        bin=$2
+        ;;
+    *)
+        echo "usage: ./demo.sh [--short BIN]" >&2
+        exit 2
+        ;;
+esac
 source=$PWD
-bin=$PWD/build/release/bin
 PATH=$bin:$PATH
 
 work=$(mktemp -d)
@@ -175,10 +192,12 @@ demo_mounted() {
 }
 
 demo 4096
-demo 1024
+$short || demo 1024
 demo_mounted
 
-say "the daemon beside what people can have today: durable writes of 16 KiB on one loop device, in short form"
-"$source/tests/bench/peers/run.sh" --short "$bin"
+if ! $short; then
+    say "the daemon beside what people can have today: durable writes of 16 KiB on one loop device, in short form"
+    "$source/tests/bench/peers/run.sh" --short "$bin"
+fi
 
 printf '\n# Done. man atomic4 explains the rules, README.md the rest.\n'

@@ -14,5 +14,7 @@ namespace atomic4 {
 // Of the calling thread and those it starts later: so before any thread, io_uring's too, exists.
 // For good. Without root there is nothing to give up.
 Result<> drop_client_capabilities();
+// CAP_CHOWN, which is needed once: to give the socket to its group.
+Result<> drop_start_capabilities();
 
 }  // namespace atomic4

@@ -194,6 +194,7 @@ int run(Options options) {
         return 1;
     };
     if (!listener) return failed(listener.error());
+    if (auto dropped = drop_start_capabilities(); !dropped) return failed(dropped.error());
 
     set_up_log(options);
 
@@ -252,8 +253,10 @@ int main_program(int argc, char** argv) {
     app.add_option("--engine", options.engine, "Engine of files that don't ask for one")
         ->check(CLI::IsMember({"auto", "native", "logged"}))
         ->capture_default_str();
+    // The unit names one, which a user's options may replace.
     app.add_option("--stats", options.stats_file, "Write counters there as Prometheus text")
-        ->type_name("FILE");
+        ->type_name("FILE")
+        ->take_last();
     app.add_option("--spin", options.spin_us,
                    "Microseconds to look for requests before sleeping; 0: sleep at once")
         ->check(CLI::Range(0, 10000))

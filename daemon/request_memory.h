@@ -8,8 +8,8 @@
 // that keeps its answers unread takes no more than the limit from everybody else.
 //
 // The sum is therefore at most twice the limit (once by those over their share, once by those under
-// it), and one request more for each connection, besides the packet that it receives into. Arenas are
-// the clients' own memory.
+// it), and one request more for each connection, besides the packet that it receives into. Arenas
+// are the clients' own memory.
 //
 // Threads: the event loop's.
 #pragma once

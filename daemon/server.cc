@@ -32,7 +32,8 @@ Server::Server(EventLoop& loop, VolumeService& volume, UniqueFd listener, Unique
       listener_(std::move(listener)),
       signals_(std::move(signals)),
       options_(std::move(options)),
-      memory_(std::make_shared<RequestMemory>(options_.request_memory)) {
+      memory_(std::make_shared<RequestMemory>(options_.request_memory)),
+      refusals_(options_.warn) {
     // Shared with the keeper, which doesn't accept.
     ::fcntl(listener_.get(), F_SETFL, ::fcntl(listener_.get(), F_GETFL) | O_NONBLOCK);
     volume_.target().on_group = [this](size_t requests, Bytes record) {
@@ -61,6 +62,7 @@ Result<> Server::run() {
         }
     }
     write_stats_file();
+    refusals_.tell_rest(RefusalLog::Clock::now(), true);
     return std::move(*stopped_);
 }
 
@@ -92,37 +94,63 @@ void Server::accept_one() {
         });
         return;
     }
-    if (sessions_.size() >= options_.clients_max) {
-        options_.warn(
-            fmt::format("a client is turned away: there are {} already", sessions_.size()));
-        return;
-    }
     auto peer = peer_of(socket.get());
     if (!peer) {
         options_.warn(fmt::format("a client is turned away: {}", peer.error().message));
         return;
     }
-    Session::Around around{loop_,
-                           volume_,
-                           stats_,
-                           memory_,
-                           options_.engine,
-                           [this](wire::StatsFormat format) { return stats_text(format); },
-                           [this](const std::string& what) { options_.warn("refused: " + what); },
-                           [this](const Session* session) {
-                               const auto found = sessions_.find(session);
-                               if (found == sessions_.end()) return;
-                               gone_.push_back(std::move(found->second));
-                               sessions_.erase(found);
-                               if (stopping_) finish_stop();
-                           }};
+    if (sessions_.size() >= options_.clients_max)
+        return turn_away(*peer, fmt::format("there are {} already", sessions_.size()));
+    const bool privileged = peer->uid == 0 || peer->uid == ::geteuid();
+    size_t& of_user = sessions_of_[peer->uid];
+    if (!privileged && of_user >= options_.clients_max / 4)
+        return turn_away(*peer, fmt::format("this user has {} already", of_user));
+    ++of_user;
+    Session::Around around{
+        loop_,
+        volume_,
+        stats_,
+        memory_,
+        options_.engine,
+        [this](wire::StatsFormat format) { return stats_text(format); },
+        [this](const Peer& who, int code, const std::string& what) { refused(who, code, what); },
+        [this](const Session* session) {
+            const auto found = sessions_.find(session);
+            if (found == sessions_.end()) return;
+            const auto user = sessions_of_.find(session->peer().uid);
+            if (--user->second == 0) sessions_of_.erase(user);
+            gone_.push_back(std::move(found->second));
+            sessions_.erase(found);
+            if (stopping_) finish_stop();
+        }};
     auto session =
         std::make_shared<Session>(std::move(around), std::move(socket), std::move(*peer));
     sessions_.emplace(session.get(), session);
     session->start();
 }
 
+void Server::turn_away(const Peer& peer, const std::string& why) {
+    refused(peer, 0, fmt::format("a connection by {}: {}", to_text(peer), why));
+}
+
 // --- reports ---
+
+void Server::refused(const Peer& peer, int code, const std::string& what) {
+    const bool in_doubt = code == EIO && volume_.target().poisoned() != nullptr;
+    refusals_.refused(in_doubt ? std::nullopt : std::optional(peer.uid), what,
+                      RefusalLog::Clock::now());
+    tell_refusals_later();
+}
+
+void Server::tell_refusals_later() {
+    if (telling_refusals_ || stopping_ || !refusals_.holds_back()) return;
+    telling_refusals_ = true;
+    loop_.after(RefusalLog::kPause, [this](int) {
+        telling_refusals_ = false;
+        refusals_.tell_rest(RefusalLog::Clock::now());
+        tell_refusals_later();
+    });
+}
 
 Snapshot Server::snapshot() {
     const TargetCounts counts = volume_.target().counts();

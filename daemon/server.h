@@ -1,9 +1,10 @@
 // The daemon's loop: accepts clients, runs their sessions, reports, and ends in an orderly way.
 //
-// A bad client costs itself: its session ends. When descriptors run out, accepting pauses and goes
-// on by itself. SIGTERM and SIGINT: no new clients and requests; what runs is finished, everything
-// is retired, and run() returns, within kStopTime. A stuck device can prevent that: then it gives
-// up and says so, and the log keeps what is needed.
+// A bad client costs itself: its session ends. One user, unless it is root or the daemon's own, has
+// at most a quarter of all connections, so that nobody can take them all. When descriptors run out,
+// accepting pauses and goes on by itself. SIGTERM and SIGINT: no new clients and requests; what
+// runs is finished, everything is retired, and run() returns, within kStopTime. A stuck device can
+// prevent that: then it gives up and says so, and the log keeps what is needed.
 //
 // Threads: one.
 #pragma once
@@ -13,6 +14,7 @@
 #include <memory>
 #include <string>
 
+#include "daemon/refusal_log.h"
 #include "daemon/session.h"
 
 namespace atomic4 {
@@ -23,7 +25,7 @@ struct ServerOptions {
     std::chrono::seconds stats_interval{10};
     std::chrono::microseconds spin{50};
     Engine engine = Engine::Auto;
-    size_t clients_max = 4096;
+    size_t clients_max = 4096;                  // of one user: a quarter
     size_t request_memory = size_t{128} << 20;  // bytes; what that means: request_memory.h
     std::function<void(const std::string&)> info;
     std::function<void(const std::string&)> warn;
@@ -49,6 +51,9 @@ class Server {
     void accept();
     void accept_one();
     void stop_accepting();
+    void turn_away(const Peer& peer, const std::string& why);
+    void refused(const Peer& peer, int code, const std::string& what);
+    void tell_refusals_later();
     void signalled();
     void write_stats_file();
     void schedule_stats_file();
@@ -67,6 +72,9 @@ class Server {
     TargetCounts reported_;  // what stats_ has been told of the target's counts
     std::map<const Session*, std::shared_ptr<Session>> sessions_;
     std::vector<std::shared_ptr<Session>> gone_;
+    std::map<uid_t, size_t> sessions_of_;  // users with at least one
+    RefusalLog refusals_;
+    bool telling_refusals_ = false;    // in a while
     EventLoop::PollId listening_ = 0;  // 0: not now
     bool stopping_ = false;
     bool finishing_ = false;  // the target has been told to stop

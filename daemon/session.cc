@@ -54,6 +54,52 @@ uint32_t wire_ack(Ack ack) {
     return static_cast<uint32_t>(wire::AckMode::None);
 }
 
+const char* name_of(wire::Type type) {
+    switch (type) {
+        case wire::Type::Hello:
+            return "hello";
+        case wire::Type::Arena:
+            return "arena";
+        case wire::Type::Open:
+            return "open";
+        case wire::Type::Write:
+            return "write";
+        case wire::Type::Batch:
+            return "batch";
+        case wire::Type::Read:
+            return "read";
+        case wire::Type::Statx:
+            return "statx";
+        case wire::Type::Flush:
+            return "flush";
+        case wire::Type::Close:
+            return "close";
+        case wire::Type::Stats:
+            return "stats";
+        case wire::Type::Ping:
+            return "ping";
+        case wire::Type::Freeze:
+            return "freeze";
+        case wire::Type::Thaw:
+            return "thaw";
+    }
+    return "a request of unknown type";
+}
+
+// The handle that a request is about; a batch's first. 0: none.
+uint64_t handle_of(const wire::Body& body) {
+    return std::visit(
+        [](const auto& request) -> uint64_t {
+            if constexpr (requires { request.handle; })
+                return request.handle;
+            else if constexpr (requires { request.ranges; })
+                return request.ranges.empty() ? 0 : request.ranges.front().handle;
+            else
+                return 0;
+        },
+        body);
+}
+
 struct FreeMemory {
     void operator()(std::byte* memory) const { std::free(memory); }
 };
@@ -178,6 +224,11 @@ void Session::received(int result) {
     if (!header) {
         // Nobody knows what to answer.
         drop();
+        around_.stats.error(EPROTO);
+        around_.refused(
+            peer_, EPROTO,
+            fmt::format("a packet of {} bytes by {}: no header; the connection is closed", result,
+                        to_text(peer_)));
         return disconnect();
     }
     ++outstanding_;
@@ -208,6 +259,7 @@ void Session::received(int result) {
         refuse(asked, request.error());
         return receive();
     }
+    asked.handle = handle_of(request->body);
     take_memory(asked, memory_for(*request));
     handle(asked, *request, std::move(descriptors));
     receive();
@@ -275,27 +327,26 @@ void Session::handle(const Asked& asked, const wire::Open& body, UniqueFd descri
     wish.write = (body.flags & wire::kOpenWrite) != 0;
     wish.cooperative = (body.flags & wire::kOpenCooperative) != 0;
     ++opening_;
-    around_.volume.open_file(
-        peer_, std::move(wish),
-        [self = shared_from_this(), asked, flags = body.flags,
-         engine = body.engine == wire::WireEngine::Auto ? around_.engine : engine_of(body.engine)](
-            Result<FileRef> opened) {
-            --self->opening_;
-            if (!opened) {
-                self->around_.stats.refused();
-                self->around_.refused(
-                    fmt::format("open by {}: {}", to_text(self->peer_), opened.error().message));
-                return self->refuse(asked, opened.error());
-            }
-            if (self->gone_) return self->around_.volume.target().close(*opened);
-            const uint64_t number = self->next_handle_++;
-            wire::OpenReply reply{};
-            reply.handle = number;
-            reply.inode = (*opened)->inode;
-            reply.generation = (*opened)->generation;
-            self->handles_[number] = Handle{std::move(*opened), flags, engine};
-            self->answer(asked, bytes_of(reply));
-        });
+    around_.volume.open_file(peer_, std::move(wish),
+                             [self = shared_from_this(), asked, flags = body.flags,
+                              engine = body.engine == wire::WireEngine::Auto
+                                           ? around_.engine
+                                           : engine_of(body.engine)](Result<FileRef> opened) {
+                                 --self->opening_;
+                                 if (!opened) {
+                                     self->around_.stats.refused();
+                                     return self->refuse(asked, opened.error());
+                                 }
+                                 if (self->gone_)
+                                     return self->around_.volume.target().close(*opened);
+                                 const uint64_t number = self->next_handle_++;
+                                 wire::OpenReply reply{};
+                                 reply.handle = number;
+                                 reply.inode = (*opened)->inode;
+                                 reply.generation = (*opened)->generation;
+                                 self->handles_[number] = Handle{std::move(*opened), flags, engine};
+                                 self->answer(asked, bytes_of(reply));
+                             });
 }
 
 Result<Session::Handle*> Session::find(uint64_t number) {
@@ -461,10 +512,8 @@ void Session::handle(const Asked& asked, const wire::Stats& body) {
 
 void Session::handle_freeze(const Asked& asked, bool freeze) {
     if (peer_.uid != 0 && peer_.uid != ::geteuid()) {
-        const Error error{EPERM, fmt::format("{} may not {} the volume: only root may",
-                                             to_text(peer_), freeze ? "freeze" : "thaw")};
-        around_.refused(error.message);
-        return refuse(asked, error);
+        return refuse(asked, {EPERM, fmt::format("{} may not {} the volume: only root may",
+                                                 to_text(peer_), freeze ? "freeze" : "thaw")});
     }
     if (!freeze) {
         around_.volume.target().thaw();
@@ -484,7 +533,21 @@ void Session::answer(const Asked& asked, std::span<const std::byte> body,
 
 void Session::refuse(const Asked& asked, const Error& error) {
     around_.stats.error(error.code);
+    // That the daemon stops is in its log, and no client's doing.
+    if (error.code != ESHUTDOWN) report(asked, error);
     enqueue(asked, wire::encode_error(asked.type, asked.tag, error));
+}
+
+void Session::report(const Asked& asked, const Error& error) const {
+    std::string file;
+    if (asked.handle != 0) {
+        const auto found = handles_.find(asked.handle);
+        file = found == handles_.end() ? fmt::format(", handle {}", asked.handle)
+                                       : fmt::format(", inode {}", found->second.file->inode);
+    }
+    around_.refused(
+        peer_, error.code,
+        fmt::format("{} by {}{}: {}", name_of(asked.type), to_text(peer_), file, error.message));
 }
 
 void Session::take_memory(Asked& asked, size_t bytes) {

@@ -35,8 +35,8 @@ class Session : public std::enable_shared_from_this<Session> {
         Engine engine = Engine::Auto;           // of files that don't ask for one
         // The STATS texts.
         std::function<std::string(wire::StatsFormat)> stats_text;
-        // Something was refused: who, which file, why.
-        std::function<void(const std::string&)> refused;
+        // Something was refused: the errno value, and in words who, which file, why.
+        std::function<void(const Peer&, int, const std::string&)> refused;
         std::function<void(const Session*)> gone;
     };
 
@@ -51,6 +51,7 @@ class Session : public std::enable_shared_from_this<Session> {
     void end();
     // At once; answers are lost.
     void cut_off() { disconnect(); }
+    const Peer& peer() const { return peer_; }
     size_t handles() const { return handles_.size(); }
     // Requests are under way.
     size_t outstanding() const { return outstanding_; }
@@ -67,7 +68,8 @@ class Session : public std::enable_shared_from_this<Session> {
         wire::Type type;
         uint64_t tag;
         Clock::time_point since;
-        size_t memory = 0;  // taken for it, and given back when the answer is sent
+        uint64_t handle = 0;  // 0: it is about none
+        size_t memory = 0;    // taken for it, and given back when the answer is sent
     };
     struct Outgoing {
         std::vector<std::byte> packet;
@@ -100,6 +102,7 @@ class Session : public std::enable_shared_from_this<Session> {
         done ? answer(asked, {}) : refuse(asked, done.error());
     }
     void refuse(const Asked& asked, const Error& error);
+    void report(const Asked& asked, const Error& error) const;
     void enqueue(const Asked& asked, std::vector<std::byte> packet);
     void take_memory(Asked& asked, size_t bytes);
     void give_memory(size_t bytes);

@@ -60,7 +60,7 @@ Result<> check_range(uint64_t offset, uint64_t length, uint64_t max) {
     if (length == 0) return fail(EINVAL, "the length is 0");
     if (length > max) return fail(EMSGSIZE, "the length is {}, at most {} are taken", length, max);
     if (offset > kFileMax - length)
-        return fail(EINVAL, "{} bytes at {} end past the largest file offset", length, offset);
+        return fail(EFBIG, "{} bytes at {} end past the largest file offset", length, offset);
     return {};
 }
 

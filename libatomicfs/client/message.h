@@ -5,8 +5,8 @@
 // nothing behind it checks again. It touches no descriptor and no arena memory.
 //
 // Errors: EPROTO: the packet can't be answered or is out of turn (the connection is closed after
-// the reply); EINVAL, EMSGSIZE, EOPNOTSUPP (unknown type or version): answered, the connection goes
-// on. Threads: any; no state.
+// the reply); EINVAL, EMSGSIZE, EFBIG, EOPNOTSUPP (unknown type or version): answered, the
+// connection goes on. Threads: any; no state.
 #pragma once
 
 #include <cstdint>

@@ -452,7 +452,7 @@ Result<> AtomicWriter::write_plain(const WriteRange& range) {
     A4_CHECK(usable());
     if (range.data.empty()) return {};
     if (range.offset.value() + range.data.size() < range.data.size())
-        return fail(EINVAL, "the offset {} is too large", range.offset);
+        return fail(EFBIG, "the offset {} is too large", range.offset);
     A4_CHECK(check_file(volume(), A4_TRY(file(range.inode, range.generation))));
     A4_CHECK(retire_overlapping(range));
     const Prepared prepared = A4_TRY(prepare(std::span(&range, 1), volume().block_size())).front();

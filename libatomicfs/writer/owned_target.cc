@@ -149,7 +149,7 @@ Result<> OwnedTarget::check_shape(const WriteOp& op) const {
     if (op.kind == WriteOp::Kind::Atomic && range.data.empty())
         return fail(EINVAL, "an atomic write of 0 bytes");
     if (range.offset.value() + range.data.size() < range.offset.value())
-        return fail(EINVAL, "the offset {} is too large", range.offset);
+        return fail(EFBIG, "the offset {} is too large", range.offset);
     return {};
 }
 
@@ -177,7 +177,7 @@ void OwnedTarget::read(FileRef file, ByteOffset offset, std::span<std::byte> int
             if (stopping)
                 done(fail(ESHUTDOWN, "the volume is being closed"));
             else
-                done(fail(EINVAL, "the offset {} is too large", offset));
+                done(fail(EFBIG, "the offset {} is too large", offset));
         });
         return;
     }

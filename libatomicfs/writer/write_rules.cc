@@ -38,7 +38,7 @@ Result<> check_request(ByteOffset offset, Bytes length, Bytes unit_min, Bytes un
     if (!is_aligned(offset.value(), length.value()))
         return fail(EINVAL, "the offset {} is not a multiple of the length {}", offset, length);
     if (offset.value() + length.value() < offset.value())
-        return fail(EINVAL, "the offset {} is too large", offset);
+        return fail(EFBIG, "the offset {} is too large", offset);
     return {};
 }
 
@@ -50,7 +50,9 @@ Result<> check_batch(std::span<const RequestedRange> parts, Bytes block_size, By
     for (size_t i = 0; i < parts.size(); ++i) {
         const uint64_t offset = parts[i].offset.value();
         const uint64_t length = parts[i].length.value();
-        if (length == 0 || length % block != 0 || offset % block != 0 || offset + length < offset) {
+        if (offset + length < offset)
+            return fail(EFBIG, "batch range {}: the offset {} is too large", i, offset);
+        if (length == 0 || length % block != 0 || offset % block != 0) {
             return fail(EINVAL,
                         "batch range {}: {} bytes at {} are no multiples of the block size {}", i,
                         length, offset, block);

@@ -15,11 +15,11 @@ const char* to_text(Engine engine);
 Result<Engine> parse_engine(std::string_view text);
 
 // The shape of one request. EINVAL: shorter than unit_min or longer than unit_max, length no power
-// of two, offset no multiple of the length.
+// of two, offset no multiple of the length; EFBIG: past the largest offset.
 Result<> check_request(ByteOffset offset, Bytes length, Bytes unit_min, Bytes unit_max);
 
-// The ranges of a batch. EINVAL: none, no block multiples, an offset too large, two that overlap;
-// EMSGSIZE: more than max bytes.
+// The ranges of a batch. EINVAL: none, no block multiples, two that overlap; EMSGSIZE: more than
+// max bytes; EFBIG: past the largest offset.
 struct RequestedRange {
     uint64_t inode = 0;
     ByteOffset offset;

@@ -2,12 +2,16 @@
 # foreground and the background, on an unmounted image, and what each refuses.
 . "$(dirname "$0")/lib.sh"
 need_root
-need_program jq awk
+need_program jq awk python3
 
 pattern one 16K >one
 pattern two 16K >two
 make_image vol.img 96M
 expect_ok atomic4ctl -d vol.img prealloc /db --size 1M
+# chattr +j, which as a mounted file needs CAP_SYS_RESOURCE: the kernel would write its data twice, and
+# direct writes through the page cache.
+expect_ok atomic4ctl -d vol.img prealloc /journaled --size 64K
+debugfs -w -R 'set_inode_field /journaled flags 0x84000' vol.img >/dev/null 2>&1
 copy_image vol.img owned.img
 mount_image vol.img mnt
 chmod 755 mnt
@@ -108,6 +112,15 @@ expect_ok client_example "$socket" mnt/db
 out_has '^16384 bytes are durable; pages of 4096 to [0-9]+ bytes are possible$'
 slice mnt/db 0 16384 | cmp - <(zeros 16K | tr '\0' x) || die "the example's bytes aren't there"
 
+# And the one without a library.
+expect_ok python3 "$ATOMIC4_SOURCE/daemon/example.py" "$socket" mnt/db
+out_has '^version 1, volume [0-9a-f]{32}, blocks of 4096 bytes$'
+out_has "^inode $(stat -c %i mnt/db): 16384 bytes are durable, all or nothing: logged (exclusive|strict)\$"
+out_has '^read back: the same$'
+by read mnt/db --offset 0 --length 16K >told
+slice mnt/db 0 16384 | cmp - told || die "the mounted file has other bytes"
+cmp -s told <(zeros 16K | tr '\0' x) && die "it wrote nothing"
+
 # --- freezing ---------------------------------------------------------------------------------
 expect_ok by freeze
 out_has "^$socket: frozen: writes wait until atomic4ctl thaw\$"
@@ -138,6 +151,10 @@ expect_fail 1 'mnt/none: No such file' by write mnt/none --offset 0 --from one
 expect_fail 1 'mnt: .*[Dd]irectory' by read mnt --offset 0 --length 4K
 expect_fail 1 'mnt/.atomic4/log: ' by write mnt/.atomic4/log --offset 0 --from one
 expect_fail 1 'one: .* is not on this volume' by write one --offset 0 --from two
+lsattr mnt/journaled | grep -q '^[^ ]*j' || die "it isn't chattr +j"
+expect_fail 1 'mnt/journaled: .*data=journal mode \(chattr \+j\)' \
+    by write mnt/journaled --offset 0 --from one
+cmp mnt/journaled <(zeros 64K) || die "it was written"
 mkfifo mnt/fifo
 expect_fail 1 'mnt/fifo: ' by read mnt/fifo --offset 0 --length 4K
 expect_fail 1 "connecting to $T/none: .*no daemon listens there; start atomic4d" \
@@ -183,7 +200,7 @@ expect_fail 1 'none: No such file' atomic4d "$T/none"
 
 stop
 prometheus stats.prom
-grep -q '^atomic4_writes_total{engine="logged"} 6$' stats.prom || die "not all writes are in --stats"
+grep -q '^atomic4_writes_total{engine="logged"} 7$' stats.prom || die "not all writes are in --stats"
 umount mnt
 check_clean vol.img
 
@@ -227,6 +244,7 @@ same_bytes one "$OUT"
 expect_ok by --json status /db
 json_holds '.unit == 16384' '.size == 1048576'
 expect_fail 1 '/none: ' by status /none
+expect_fail 1 '/journaled: .*data=journal mode' by write /journaled --offset 0 --from one
 expect_fail 1 '/db: no native atomic writes here' by write /db --offset 0 --engine native --from one
 expect_fail 1 'owned.img.* (in use|locked)' atomic4ctl -d owned.img ls
 stop

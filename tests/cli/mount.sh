@@ -2,7 +2,7 @@
 # they refuse, and what they leave behind (nothing).
 . "$(dirname "$0")/lib.sh"
 need_root
-need_program flock findmnt strace
+need_program flock findmnt strace jq
 
 mounted() {
     findmnt -rn -o OPTIONS --mountpoint "$1" 2>/dev/null || true
@@ -187,4 +187,48 @@ expect_ok mount -T fstab "$T/mnt"
 same_bytes mnt/db old
 expect_ok umount mnt
 nothing_left
+check_clean vol.img
+
+# --- the whole chain ---------------------------------------------------------------------------
+# The real daemon is up when mount returns, what it wrote is there after umount, and neither it nor
+# its socket is left.
+uuid=$(blkid -o value -s UUID vol.img)
+socket=/run/atomic4/$uuid.sock
+pattern chain 64K >chain
+daemons() {
+    pgrep -f "atomic4d( .*)? $T/mnt\$" || true
+}
+served() {
+    [ -S "$socket" ] || die "no socket: the daemon isn't ready"
+    is "$(daemons | wc -l)" 2
+}
+not_served() {
+    [ ! -e "$socket" ] || die "$socket is still there"
+    is "$(daemons | wc -l)" 0
+    nothing_left
+}
+expect_ok mount -t atomic4 -o loop vol.img mnt
+served
+expect_ok atomic4ctl --json write mnt/db --offset 64K --from chain
+json_holds '.engine == "logged"' '.length == 65536'
+slice mnt/db 65536 65536 | cmp - chain || die "other bytes in the mounted file"
+expect_ok umount mnt
+not_served
+expect_ok atomic4ctl -d vol.img read /db --offset 64K --length 64K
+same_bytes chain "$OUT"
+check_clean vol.img
+
+# As at boot; and again, as an administrator does it: what is mounted already is left alone.
+echo "$T/vol.img $T/mnt atomic4 loop 0 0" >fstab
+expect_ok mount -a -T fstab
+served
+first=$(daemons)
+expect_ok mount -a -T fstab
+is "$(findmnt -rn --mountpoint "$T/mnt" | wc -l)" 1
+is "$(daemons)" "$first"
+expect_ok atomic4ctl write mnt/db --offset 0 --length 64K --from chain
+expect_ok umount mnt
+not_served
+expect_ok atomic4ctl -d vol.img read /db --offset 0 --length 64K
+same_bytes chain "$OUT"
 check_clean vol.img

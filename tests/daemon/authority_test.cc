@@ -366,6 +366,82 @@ TEST_P(OnBoth, ARefusalIsLoggedWithWhoWhichAndWhy) {
     EXPECT_THAT(said, HasSubstr(volume().mounted() ? "inode " : "/roots"));
 }
 
+TEST_P(OnBoth, SoAreRefusedRequests) {
+    WireClient client = volume().client(kUser);
+    const uint64_t both = volume().open(client, "mine", kRead | kWrite);
+    const uint64_t reading = volume().open(client, "mine", kRead);
+    const uint64_t writing = volume().open(client, "mine", kWrite);
+    std::string subject = fmt::format(" by user 12345 (process {}), inode ", ::getpid());
+    if (volume().mounted()) {
+        struct stat st{};
+        ASSERT_EQ(::stat(volume().file("mine").c_str(), &st), 0);
+        subject += fmt::format("{}: ", st.st_ino);
+    }
+    const auto said = [&](const std::string& what) {
+        EXPECT_THAT(volume().daemon().said(), HasSubstr("refused: " + what));
+    };
+    EXPECT_EQ(client.write(reading, 0, page_).error, uint32_t{EBADF});
+    said("write" + subject);
+    EXPECT_THAT(volume().daemon().said(),
+                HasSubstr(fmt::format("handle {} is not open for writing", reading)));
+    EXPECT_EQ(client.read(writing, 0, 4096).error, uint32_t{EBADF});
+    said("read" + subject);
+    EXPECT_EQ(client.write(both, 512, page_).error, uint32_t{EINVAL});
+    EXPECT_THAT(volume().daemon().said(),
+                HasSubstr("the offset 512 is not a multiple of the length 4096"));
+    EXPECT_EQ(client.with_handle(wire::Type::Flush, 77).error, uint32_t{EBADF});
+    said(fmt::format("flush by user 12345 (process {}), handle 77: ", ::getpid()));
+    wire::BatchRange range{};
+    range.handle = both;
+    range.offset = 512;
+    range.length = 4096;
+    wire::BatchRequest head{};
+    head.count = 1;
+    Packet body;
+    for (const auto bytes : {bytes_of(head), bytes_of(range)})
+        body.insert(body.end(), bytes.begin(), bytes.end());
+    EXPECT_EQ(client.ask(wire::Type::Batch, body, page_).error, uint32_t{EINVAL});
+    said("batch" + subject);
+    const UniqueFd unsealed(::memfd_create("arena", MFD_CLOEXEC));
+    EXPECT_EQ(client.arena(unsealed.get(), 4096).error, uint32_t{EINVAL});
+    said("arena by user 12345 (process ");
+    EXPECT_EQ(client.hello().error, uint32_t{EPROTO});
+    said("hello by user 12345 (process ");
+    WireClient headless = volume().client(kUser);
+    ASSERT_TRUE(headless.send(Packet(7)));
+    EXPECT_TRUE(headless.ends());
+    said("a packet of 7 bytes by user 12345 (process ");
+}
+
+// A client can have as much refused as it likes, and fills no disk with it.
+TEST_P(OnBoth, ManyRefusalsAreCounted) {
+    constexpr uint64_t kMany = 3000;
+    const auto lines = [&] {
+        const std::string said = volume().daemon().said();
+        size_t n = 0;
+        for (size_t at = 0; (at = said.find("refused: ", at)) != std::string::npos; ++at) ++n;
+        return n;
+    };
+    {
+        // Connecting anew gives no new allowance.
+        for (int connection = 0; connection < 3; ++connection) {
+            WireClient client = volume().client(kUser);
+            for (uint64_t i = 0; i < kMany / 3; ++i)
+                ASSERT_EQ(client.write(77, 0, page_).error, uint32_t{EBADF});
+        }
+    }
+    // One more each ten seconds, that the machine may be slow.
+    EXPECT_GE(lines(), 20u);
+    EXPECT_LT(lines(), 100u);
+    WireClient root = volume().client();
+    EXPECT_EQ(root.write(78, 0, page_).error, uint32_t{EBADF});
+    EXPECT_THAT(volume().daemon().said(), HasSubstr("handle 78 is not open on this connection"));
+    root.close();
+    stop();
+    EXPECT_THAT(volume().daemon().said(),
+                HasSubstr(" more of user 12345, the last: write by user"));
+}
+
 INSTANTIATE_TEST_SUITE_P(Volume, OnMounted, ::testing::Values(true), volume_name);
 INSTANTIATE_TEST_SUITE_P(Volume, OnOwned, ::testing::Values(false), volume_name);
 INSTANTIATE_TEST_SUITE_P(Volume, OnBoth, ::testing::Bool(), volume_name);

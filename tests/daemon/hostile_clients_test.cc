@@ -80,6 +80,30 @@ TEST_P(HostileClients, AThousandThatDoNothing) {
     work("data", 5);
 }
 
+TEST_P(HostileClients, OneUserDoesNotTakeAllConnections) {
+    rlimit files{};
+    ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &files), 0);
+    files.rlim_cur = files.rlim_max;
+    ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &files), 0);
+    if (files.rlim_cur < 1200) A4_SKIP("the limit of open files is too low");
+    constexpr size_t kQuarter = 1024;
+    std::vector<WireClient> taken;
+    for (size_t i = 0; i < kQuarter; ++i) taken.push_back(volume().client(kUser));
+    for (int i = 0; i < 3; ++i) EXPECT_TRUE(WireClient(volume().socket(), kUser).ends());
+    EXPECT_THAT(
+        volume().daemon().said(),
+        ::testing::HasSubstr(fmt::format(
+            "a connection by user 12345 (process {}): this user has 1024 already", ::getpid())));
+    // Others don't notice; and what is given back can be had again.
+    EXPECT_EQ(volume().client({12346, 12346, {}}).ask(Type::Ping).error, 0u);
+    work("data", 5);
+    EXPECT_EQ(taken.front().ask(Type::Ping).error, 0u);
+    const size_t before = volume().descriptors();
+    taken.pop_back();
+    EXPECT_TRUE(volume().descriptors_come_down_to(before - 1));
+    EXPECT_EQ(volume().client(kUser).ask(Type::Ping).error, 0u);
+}
+
 TEST_P(HostileClients, OnesThatFloodAndNeverReadAnAnswer) {
     const size_t before = volume().descriptors();
     const size_t memory = volume().resident_bytes();

@@ -147,14 +147,15 @@ class Connection {
         int ends[2];
         require(::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends) == 0);
         client_.reset(ends[0]);
-        Session::Around around{loop,
-                               service_,
-                               stats_,
-                               memory_,
-                               Engine::Auto,
-                               [](wire::StatsFormat) { return std::string(100, 'x'); },
-                               [](const std::string& what) { require(!what.empty()); },
-                               [this](const Session*) { session_.reset(); }};
+        Session::Around around{
+            loop,
+            service_,
+            stats_,
+            memory_,
+            Engine::Auto,
+            [](wire::StatsFormat) { return std::string(100, 'x'); },
+            [](const Peer&, int, const std::string& what) { require(!what.empty()); },
+            [this](const Session*) { session_.reset(); }};
         const Peer peer{1, (mode & 4) != 0 ? 0u : 1000u, 1000, {}};
         session_ = std::make_shared<Session>(std::move(around), UniqueFd(ends[1]), peer);
         watch_ = session_;

@@ -43,6 +43,22 @@ TEST(Capabilities, AWriteForAClientTakesSetuidAway) {
               "777");
 }
 
+TEST(Capabilities, AfterTheStartNoFileIsGivenAway) {
+    A4_REQUIRE_ROOT();
+    const TempDir dir;
+    const std::string path = dir.file("file");
+    EXPECT_EQ(run_with_failing_syscalls(
+                  {},
+                  [&]() -> std::string {
+                      const UniqueFd fd(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+                      if (::fchown(fd.get(), 12345, 12345) != 0) return "can't prepare " + path;
+                      const auto dropped = drop_start_capabilities();
+                      if (!dropped) return dropped.error().message;
+                      return ::fchown(fd.get(), 0, 0) == 0 ? "given away" : "kept";
+                  }),
+              "kept");
+}
+
 TEST(Capabilities, NothingToGiveUpWithoutRoot) {
     A4_REQUIRE_ROOT();
     EXPECT_EQ(run_with_failing_syscalls({},
@@ -50,6 +66,8 @@ TEST(Capabilities, NothingToGiveUpWithoutRoot) {
                                             if (::setresuid(12345, 12345, 12345) != 0)
                                                 return "can't become another user";
                                             const auto dropped = drop_client_capabilities();
+                                            const auto start = drop_start_capabilities();
+                                            if (!start) return start.error().message;
                                             return dropped ? "" : dropped.error().message;
                                         }),
               "");

@@ -43,9 +43,11 @@ double peak_of(pid_t pid) {
 
 }  // namespace
 
-DaemonProcess::DaemonProcess(const std::string& target, std::vector<std::string> more)
+DaemonProcess::DaemonProcess(const std::string& target, std::vector<std::string> more,
+                             ServiceManager manager)
     : target_(target),
       more_(std::move(more)),
+      manager_(std::move(manager)),
       socket_(temp_.file("sock")),
       log_(temp_.file("log")),
       notify_(bind_notify(temp_.file("notify"))) {
@@ -72,8 +74,14 @@ void DaemonProcess::start() {
 }
 
 void DaemonProcess::spawn() {
-    std::vector<std::string> words{"setpriv", "--pdeathsig",  "TERM",     our_program("atomic4d"),
-                                   target_,   "--foreground", "--socket", socket_};
+    std::vector<std::string> words;
+    // LISTEN_PID is the process's own.
+    if (manager_.listener >= 0)
+        words = {"sh", "-c", "LISTEN_FDS=1 LISTEN_PID=$$ exec \"$@\"", "sh"};
+    words.insert(words.end(), {"setpriv", "--pdeathsig", "TERM"});
+    words.insert(words.end(), manager_.setpriv.begin(), manager_.setpriv.end());
+    words.insert(words.end(), {our_program("atomic4d"), target_, "--foreground"});
+    if (manager_.listener < 0) words.insert(words.end(), {"--socket", socket_});
     words.insert(words.end(), more_.begin(), more_.end());
     std::vector<char*> argv;
     for (std::string& word : words) argv.push_back(word.data());
@@ -90,6 +98,7 @@ void DaemonProcess::spawn() {
     posix_spawn_file_actions_addopen(&actions, 1, log_.c_str(), O_WRONLY | O_CREAT | O_APPEND,
                                      0600);
     posix_spawn_file_actions_adddup2(&actions, 1, 2);
+    if (manager_.listener >= 0) posix_spawn_file_actions_adddup2(&actions, manager_.listener, 3);
     const int error =
         ::posix_spawnp(&keeper_, argv[0], &actions, nullptr, argv.data(), environment.data());
     posix_spawn_file_actions_destroy(&actions);

@@ -15,12 +15,19 @@
 
 namespace atomic4::test {
 
+// As a service manager starts it.
+struct ServiceManager {
+    int listener = -1;                 // passed as LISTEN_FDS, instead of --socket
+    std::vector<std::string> setpriv;  // more options of setpriv(1)
+};
+
 class DaemonProcess {
   public:
     // Runs atomic4d, which is built beside the test: TARGET --foreground --socket SOCKET MORE...
     // and waits for READY=1 on NOTIFY_SOCKET. Throws with its words if it ends before, or after a
     // minute.
-    DaemonProcess(const std::string& target, std::vector<std::string> more = {});
+    DaemonProcess(const std::string& target, std::vector<std::string> more = {},
+                  ServiceManager manager = {});
     ~DaemonProcess();
     DaemonProcess(const DaemonProcess&) = delete;
     DaemonProcess& operator=(const DaemonProcess&) = delete;
@@ -62,6 +69,7 @@ class DaemonProcess {
     TempDir temp_;
     std::string target_;
     std::vector<std::string> more_;
+    ServiceManager manager_;
     std::string socket_;
     std::string log_;
     UniqueFd notify_;

@@ -273,7 +273,7 @@ TEST(Client, LengthsThatCantBeSent) {
     EXPECT_EQ(code_of(client->open(std::string(kPathMax + 1, '/'), kOpenRead)), ENAMETOOLONG);
     // Past the largest offset: the daemon refuses.
     EXPECT_EQ(code_of(client->write(handle, ByteOffset(INT64_MAX), std::span(large).first(1))),
-              EINVAL);
+              EFBIG);
 }
 
 TEST(Client, ArenaMemoryIsNotCopied) {

@@ -309,11 +309,11 @@ void check_ranges(Type type, Request make(uint64_t, uint64_t, Source), uint64_t 
                                                    {0, 0, EINVAL},
                                                    {0, max + 1, EMSGSIZE},
                                                    {0, kMax, EMSGSIZE},
-                                                   {kFileMax, 1, EINVAL},
-                                                   {kFileMax - max + 1, max, EINVAL},
-                                                   {kMax, 1, EINVAL},
-                                                   {kMax - 4095, 4096, EINVAL},
-                                                   {uint64_t{1} << 63, 4096, EINVAL}})
+                                                   {kFileMax, 1, EFBIG},
+                                                   {kFileMax - max + 1, max, EFBIG},
+                                                   {kMax, 1, EFBIG},
+                                                   {kMax - 4095, 4096, EFBIG},
+                                                   {uint64_t{1} << 63, 4096, EFBIG}})
         EXPECT_EQ(refusal(type, make(offset, length, Source::Arena), large), expected)
             << offset << " " << length;
     for (const auto& [arena_offset, length, expected] : {std::tuple(uint64_t{0}, kArena.value(), 0),
@@ -424,7 +424,7 @@ TEST(Message, BatchRanges) {
     EXPECT_EQ(check({batch_range(0, kBatchMax / 2), batch_range(0, kBatchMax / 2 + 1)}), EMSGSIZE);
     EXPECT_EQ(check({batch_range(0, 4096), batch_range(0, kMax)}), EMSGSIZE);
     EXPECT_EQ(check({batch_range(0, 4096), batch_range(0, 0)}), EINVAL);
-    EXPECT_EQ(check({batch_range(0, 4096), batch_range(kFileMax, 1)}), EINVAL);
+    EXPECT_EQ(check({batch_range(0, 4096), batch_range(kFileMax, 1)}), EFBIG);
     EXPECT_EQ(check({batch_range(0, 4096, kArenaMax - 4096)}), 0);
     EXPECT_EQ(check({batch_range(0, 4096), batch_range(0, 4096, kArenaMax - 4095)}), EINVAL);
     EXPECT_EQ(check({batch_range(0, 4096, kMax)}), EINVAL);
