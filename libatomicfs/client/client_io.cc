@@ -1,5 +1,6 @@
 // The client's transport: sending requests, receiving answers, and the end of a connection.
 #include <poll.h>
+#include <sched.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 
@@ -102,7 +103,10 @@ Result<Reply> Client::wait(Result<uint64_t> tag) {
     if (spin_.worthwhile()) {
         const auto end = begin + spin_.limit();
         do {
-            if (receive(MSG_DONTWAIT)) done = take(awaited);
+            if (receive(MSG_DONTWAIT))
+                done = take(awaited);
+            else
+                ::sched_yield();  // the daemon may be waiting for this processor
         } while (!done && Clock::now() < end);
     }
     while (!done) {

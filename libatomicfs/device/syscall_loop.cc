@@ -1,6 +1,7 @@
 // The event loop where io_uring is disabled: plain system calls and poll(2). What touches a disk is
 // carried out when it is submitted.
 #include <fcntl.h>
+#include <sched.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -123,8 +124,8 @@ class SyscallLoop final : public EventLoop {
         int ready = 0;
         if (wait && spin_now_ && spin_.count() > 0) {
             const auto until = Clock::now() + spin_;
-            do ready = ::poll(fds.data(), fds.size(), 0);
-            while (ready == 0 && Clock::now() < until);
+            while ((ready = ::poll(fds.data(), fds.size(), 0)) == 0 && Clock::now() < until)
+                ::sched_yield();
         }
         if (ready == 0) ready = ::poll(fds.data(), fds.size(), timeout(wait));
         if (ready < 0 && errno != EINTR) return fail(Error::from_errno(errno, "poll"));

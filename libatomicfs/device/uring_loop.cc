@@ -5,6 +5,7 @@
 // is something to fetch, without a system call.
 #include <fcntl.h>
 #include <liburing.h>
+#include <sched.h>
 
 #include <vector>
 
@@ -160,12 +161,11 @@ class UringLoop final : public EventLoop {
     Result<> spin() {
         const auto until = std::chrono::steady_clock::now() + spin_;
         do {
-            for (int i = 0; i < 16; ++i) {
-                if ((__atomic_load_n(ring_.sq.kflags, __ATOMIC_ACQUIRE) & IORING_SQ_TASKRUN) != 0)
-                    A4_CHECK(entered(io_uring_get_events(&ring_)));
-                if (io_uring_cq_ready(&ring_) != 0) return {};
-                __builtin_ia32_pause();
-            }
+            if ((__atomic_load_n(ring_.sq.kflags, __ATOMIC_ACQUIRE) & IORING_SQ_TASKRUN) != 0)
+                A4_CHECK(entered(io_uring_get_events(&ring_)));
+            if (io_uring_cq_ready(&ring_) != 0) return {};
+            // Whom we have woken may be waiting for this processor.
+            ::sched_yield();
         } while (std::chrono::steady_clock::now() < until);
         return {};
     }

@@ -91,9 +91,12 @@ void GroupCommit::logged(const std::shared_ptr<Group>& group, Result<> written) 
     }
     if (poisoned_) return;
     group->logged = true;
-    place(group);
-    serve();  // the record may have said what is retired
+    // The next group's log write goes first: all wait for the log, only this group for its places.
     placer_.wake();
+    loop_.defer([this, group] {
+        if (!poisoned_) place(group);
+    });
+    serve();  // the record may have said what is retired
 }
 
 void GroupCommit::place(const std::shared_ptr<Group>& group) {
