@@ -5,7 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "device/atomic_limits.h"
+#include "device/device.h"
 #include "ext4/mounted_volume.h"
 #include "writer/file_access.h"
 
@@ -13,9 +13,10 @@ namespace atomic4 {
 
 class SharedFile final : public TargetFile {
   public:
-    SharedFile(const MountedFile& file, const FileAccess::Surroundings& around, UniqueFd read_only)
+    SharedFile(const MountedFile& file, const FileAccess::Surroundings& around, UniqueFd read_only,
+               AtomicLimits limits)
         : unit(file.unit.value_or(Bytes(0))),
-          native(probe_atomic_limits(read_only.get())),
+          native(std::move(limits)),
           access(around, std::move(read_only)) {
         inode = file.inode;
         generation = file.generation;
