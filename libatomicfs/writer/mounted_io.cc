@@ -123,7 +123,9 @@ void MountedTarget::native_done(const std::shared_ptr<Pending>& pending, int res
         ++range.file->writes_native;
         ++counts_.writes_native;
         counts_.bytes_native += length;
-        pending->op->done(WriteDone{Engine::Native, Ack::None});
+        const Ack ack = file.access.ack();
+        ++(ack == Ack::Strict ? counts_.acks_strict : counts_.acks_exclusive);
+        pending->op->done(WriteDone{Engine::Native, ack});
         return;
     }
     Error error = io_error(result, length, "native write");

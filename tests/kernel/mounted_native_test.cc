@@ -163,6 +163,7 @@ TEST_P(MountedNativeTest, AutoTakesItWhereItHolds) {
     EXPECT_EQ(counts().groups, 0u) << "nothing was logged";
     EXPECT_EQ(counts().writes_native, native);
     EXPECT_EQ(file->writes_native, native);
+    EXPECT_EQ(counts().acks_exclusive, native);
 
     // Longer than the device takes, or asked for.
     expect_done(driver_->write(file, 0, data.first(128 * kKiB)), Engine::Logged);
@@ -391,7 +392,9 @@ TEST_P(MountedNativeTest, CollisionsWithOthersAreNoFaultOfTheDevice) {
     expect_done(driver_->write(file, 4 * kUnit, bytes), Engine::Logged);
     EXPECT_EQ(on_disk(4 * kUnit, kUnit), bytes);
     loop_->on_written = nullptr;
-    expect_done(driver_->write(file, 64 * kUnit, bytes), Engine::Native);
+    const auto alone = driver_->write(file, 64 * kUnit, bytes);
+    expect_done(alone, Engine::Native);
+    EXPECT_EQ(alone->ack, Ack::Strict);
     EXPECT_EQ(counts().atomic_submissions, 4u);
     stop();
 }
