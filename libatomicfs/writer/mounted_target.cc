@@ -340,7 +340,6 @@ Result<bool> MountedTarget::prepare(Pending& pending) {
         const Bytes end((range.offset + length).value());
         const Bytes size = A4_TRY(file.size());
         pending.new_sizes.push_back(end > size ? end : Bytes(0));
-        if (end > size) file.forget_allocated();
         there =
             there && (pending.prepared || (end <= size && file.allocated(range.offset, length)));
     }

@@ -29,20 +29,13 @@ class SharedFile final : public TargetFile {
     }
 
     // Nothing has to be allocated to write there. Before EOF and not a hole; what is preallocated
-    // but unwritten counts as a hole here.
-    bool allocated(ByteOffset offset, Bytes length) {
-        const uint64_t from = offset.value();
-        const uint64_t to = from + length.value();
-        const bool known = from >= data_from_ && to <= data_to_;
-        // Others could have punched a hole meanwhile.
-        if (known && access.ack() == Ack::Exclusive) return true;
-        const off_t hole = ::lseek(access.read_only(), static_cast<off_t>(from), SEEK_HOLE);
-        if (hole < 0 || static_cast<uint64_t>(hole) < to) return false;
-        data_from_ = from;
-        data_to_ = static_cast<uint64_t>(hole);
-        return true;
+    // but unwritten counts as a hole here. Asked each time: truncate(2) makes holes in a file that
+    // nobody opens, and a placement that finds no space is one too late.
+    bool allocated(ByteOffset offset, Bytes length) const {
+        const off_t hole =
+            ::lseek(access.read_only(), static_cast<off_t>(offset.value()), SEEK_HOLE);
+        return hole >= 0 && static_cast<uint64_t>(hole) >= (offset + length).value();
     }
-    void forget_allocated() { data_from_ = data_to_ = 0; }
 
     const Bytes unit;
     const AtomicLimits native;
@@ -52,9 +45,6 @@ class SharedFile final : public TargetFile {
     bool dirty = false;     // written since the last flush
     bool collided = false;  // cached pages were found where we had placed, since the last flush
     bool cached_writes = false;  // we have written it through the page cache ourselves
-
-  private:
-    uint64_t data_from_ = 0, data_to_ = 0;  // no hole in between, when last asked
 };
 
 }  // namespace atomic4
