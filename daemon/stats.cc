@@ -171,7 +171,7 @@ std::string Stats::to_prometheus(const Snapshot& now) const {
     for (const Quantile& quantile : kQuantiles)
         out.sample(seconds(all.quantile(quantile.share)), {{"quantile", quantile.label}});
     out.family("atomic4_acks_total", "counter",
-               "Acknowledged logged writes by the mode of acknowledgement.");
+               "Acknowledged atomic writes by the mode of acknowledgement.");
     out.sample(strict_, {{"mode", "strict"}});
     out.sample(exclusive_, {{"mode", "exclusive"}});
     single("atomic4_batches_total", "counter", "Batches among the logged writes.", batches_);

@@ -17,10 +17,10 @@ std::span<const std::byte> bytes_of(const T& value) {
     return std::as_bytes(std::span(&value, 1));
 }
 
-Result<> check_length(uint64_t length, uint64_t max) {
+Result<> check_length(uint64_t length, uint64_t max, int too_long = EMSGSIZE) {
     if (length == 0) return fail(EINVAL, "a length of 0");
     if (length > max)
-        return fail(EMSGSIZE, "{} bytes in one request, at most {} are possible", length, max);
+        return fail(too_long, "{} bytes in one request, at most {} are possible", length, max);
     return {};
 }
 
@@ -192,7 +192,9 @@ Result<uint64_t> Client::submit_write_plain(uint64_t handle, ByteOffset offset,
 
 Result<uint64_t> Client::submit_write(uint64_t handle, ByteOffset offset,
                                       std::span<const std::byte> data, uint32_t flags) {
-    A4_CHECK(check_length(data.size(), kWriteMax));
+    // As the daemon would answer.
+    const bool plain = (flags & kWritePlain) != 0;
+    A4_CHECK(check_length(data.size(), kWriteMax, plain ? EMSGSIZE : EINVAL));
     const Place place = A4_TRY(find_place(data));
     if (place.ours)
         std::memcpy(arena_->at(place.arena_offset, data.size()).data(), data.data(), data.size());

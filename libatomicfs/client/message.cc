@@ -56,9 +56,9 @@ Result<Source> decode_source(uint32_t source) {
 
 // Where bytes of files are: not empty, and not past what a file can have. The sum can't wrap:
 // length is at most max.
-Result<> check_range(uint64_t offset, uint64_t length, uint64_t max) {
+Result<> check_range(uint64_t offset, uint64_t length, uint64_t max, int too_long = EMSGSIZE) {
     if (length == 0) return fail(EINVAL, "the length is 0");
-    if (length > max) return fail(EMSGSIZE, "the length is {}, at most {} are taken", length, max);
+    if (length > max) return fail(too_long, "the length is {}, at most {} are taken", length, max);
     if (offset > kFileMax - length)
         return fail(EFBIG, "{} bytes at {} end past the largest file offset", length, offset);
     return {};
@@ -152,12 +152,14 @@ Result<Body> decode_write(Reader& reader, const Connection& connection) {
     const auto request = A4_TRY(reader.take<WriteRequest>());
     A4_CHECK(check_flags(request.flags, kWriteFlags));
     const Source source = A4_TRY(decode_source(request.source));
-    A4_CHECK(check_range(request.offset, request.length, kWriteMax));
+    const bool plain = (request.flags & kWritePlain) != 0;
+    // No unit_max is larger: for an atomic write a rule like the others.
+    A4_CHECK(check_range(request.offset, request.length, kWriteMax, plain ? EMSGSIZE : EINVAL));
     Write write;
     write.handle = request.handle;
     write.offset = ByteOffset(request.offset);
     write.length = Bytes(request.length);
-    write.plain = (request.flags & kWritePlain) != 0;
+    write.plain = plain;
     write.payload =
         A4_TRY(take_payload(reader, source, request.arena_offset, request.length, connection));
     return write;

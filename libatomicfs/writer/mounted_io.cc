@@ -118,7 +118,10 @@ void MountedTarget::start_native(std::unique_ptr<Pending> pending) {
     std::span<const std::byte> data = range.data;
     if (!aligned(data.data())) {
         running->bounce = aligned_memory(data.size());
-        if (!running->bounce) return native_done(running, -ENOMEM);
+        if (!running->bounce) {
+            // Later: what goes back to the queue must not do so while it is walked.
+            return loop_.defer([this, running] { native_done(running, -ENOMEM); });
+        }
         std::memcpy(running->bounce.get(), data.data(), data.size());
         data = {running->bounce.get(), data.size()};
     }
@@ -129,31 +132,48 @@ void MountedTarget::start_native(std::unique_ptr<Pending> pending) {
 
 void MountedTarget::native_done(const std::shared_ptr<Pending>& pending, int result) {
     const WriteOp::Range& range = pending->op->ranges[0];
+    SharedFile& file = shared(range.file);
     const size_t length = range.data.size();
     finish_simple(*pending);
-    if (result == static_cast<int>(length)) {
+    const bool may_log = !pending->forced && Bytes(length) <= commit_->log().unit_max();
+    const bool done = result == static_cast<int>(length);
+    const bool others = file.access.ack() == Ack::Strict || file.cached_writes;
+    const bool collided =
+        (result == -EIO && file.page_error()) ||
+        ((done || result == -EIO) && others &&
+         any_cached(file.access.read_only(), range.offset, Bytes(length)));
+    if (collided && may_log) return log_instead(pending);
+    if (done) {
         ++range.file->writes_native;
         ++counts_.writes_native;
         counts_.bytes_native += length;
-        pending->op->done(WriteDone{Engine::Native, Ack::None});
+        const Ack ack = file.access.ack();
+        ++(ack == Ack::Strict ? counts_.acks_strict : counts_.acks_exclusive);
+        pending->op->done(WriteDone{Engine::Native, ack});
         return;
     }
-    const Error error = io_error(result, length, "native write");
+    Error error = io_error(result, length, "native write");
+    if (collided) {
+        error.message += ": others have cached the range; in doubt, the device is not";
+        return pending->fail_with(error);
+    }
     // A refusal changed nothing: the range is not one aligned written run, or the kernel can't.
-    const bool refused = error.code == EINVAL || error.code == EOPNOTSUPP || error.code == EAGAIN ||
-                         error.code == ENOMEM || error.code == ENOSPC;
-    if (!refused) {
+    if (!is_refusal(error.code)) {
         // Old or new, never mixed; but which is unknown, and so is what else that device lost.
         commit_->poison(error, "native write");
         return pending->fail_with(commit_->in_doubt());
     }
-    if (pending->forced || Bytes(length) > commit_->log().unit_max()) {
-        const int code = error.code == EINVAL ? EIO : error.code;
-        return pending->fail_with(
-            {code, fmt::format("{}: the range is not one aligned written run that the device "
-                               "takes; adopt repairs the layout",
-                               error.message)});
+    if (may_log) return log_instead(pending);
+    if (error.code == EINVAL) {
+        error.code = EIO;
+        error.message +=
+            ": the range is not one aligned written run that the device takes; adopt repairs the "
+            "layout";
     }
+    pending->fail_with(error);
+}
+
+void MountedTarget::log_instead(const std::shared_ptr<Pending>& pending) {
     auto again = std::make_unique<Pending>();
     again->op = std::move(pending->op);
     again->ranges = pending->ranges;

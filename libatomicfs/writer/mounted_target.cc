@@ -34,6 +34,7 @@ Result<> MountedTarget::start(const LogContents& contents, Options options) {
     helper_ = A4_TRY(HelperThread::start(loop_));
     openers_ = std::move(options.openers);
     why_no_watch_ = std::move(options.why_no_openers);
+    native_limits_ = std::move(options.native_limits);
     if (openers_) watch_poll_ = loop_.poll(openers_->fd(), POLLIN, [this](int) { watch_ready(); });
     const MountStamp stamp = A4_TRY(volume_->stamp());
     auto log = A4_TRY(RedoLog::begin(volume_->log(), contents, {stamp.mtime, stamp.count}));
@@ -101,8 +102,9 @@ void MountedTarget::open_file(UniqueFd descriptor, pid_t peer, bool cooperative,
             why_no_watch_,
             [this] { schedule_pump(); },
             [this](std::function<void(Result<>)> call) { commit_->when_retired(std::move(call)); }};
+        AtomicLimits native = native_limits_(read_only->get());
         auto file = std::make_shared<SharedFile>(*state, around, std::move(*read_only),
-                                                 std::move(*witness));
+                                                 std::move(*witness), std::move(native));
         found = files_.emplace(state->inode, std::move(file)).first;
     }
     const SharedRef file = found->second;
@@ -147,6 +149,8 @@ Result<FileLimits> MountedTarget::limits(const FileRef& file) {
     limits.engine = native ? Engine::Native : Engine::Logged;
     if (!it.native.supported())
         limits.why_not_native = it.native.why_not;
+    else if (!limits.atomic)
+        limits.why_not_native = "the file has no atomic flag, so nothing promises its layout";
     else if (!native)
         limits.why_not_native = "the file's unit is outside the device's limits";
     return limits;
@@ -331,7 +335,6 @@ Result<bool> MountedTarget::prepare(Pending& pending) {
         const Bytes end((range.offset + length).value());
         const Bytes size = A4_TRY(file.size());
         pending.new_sizes.push_back(end > size ? end : Bytes(0));
-        if (end > size) file.forget_allocated();
         there =
             there && (pending.prepared || (end <= size && file.allocated(range.offset, length)));
     }

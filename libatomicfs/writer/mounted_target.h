@@ -4,7 +4,8 @@
 //
 //   logged   the record first; then the data through the file. Holes and what lies beyond EOF are
 //            preallocated before, so that no record is written whose placement has no space
-//   native   RWF_ATOMIC through the file, where statx(2) says that it can
+//   native   RWF_ATOMIC through the file, where statx(2) says that it can. In auto what the kernel
+//            turns down, and what collides with others (below), is logged instead
 //   plain    O_DIRECT where it is aligned, else through the page cache
 //
 // Before a native or plain write, records that are live in its range retire.
@@ -13,7 +14,8 @@
 // leave a cached page with the old bytes and make the kernel report EIO at the next flush ("page
 // cache invalidation failure on direct I/O"): written back, it would undo the placement. Where
 // cached pages are found in a placed range that others may write, the bytes are written again
-// through the cache, and that flush counts.
+// through the cache, and that flush counts. A native write has no record that would make that
+// untorn: in auto it is logged, and forced, when the kernel reports the collision, it is in doubt.
 //
 // Threads: the event loop's.
 #pragma once
@@ -21,6 +23,7 @@
 #include <list>
 #include <map>
 
+#include "device/atomic_limits.h"
 #include "ext4/mounted_volume.h"
 #include "redo/log_reader.h"
 #include "writer/file_access.h"
@@ -36,6 +39,8 @@ class MountedTarget final : public Target, private GroupCommit::Placer {
     struct Options {
         std::unique_ptr<Openers> openers;  // null: every file is strict
         std::string why_no_openers;
+        // What the kernel writes untorn through a file.
+        std::function<AtomicLimits(int fd)> native_limits = probe_atomic_limits;
     };
     // contents: of the volume's log, without live records (mounted_replay.h). Begins a session.
     static Result<std::unique_ptr<MountedTarget>> open(EventLoop& loop,
@@ -91,6 +96,7 @@ class MountedTarget final : public Target, private GroupCommit::Placer {
     bool retired_first(Pending& pending);
     void start_native(std::unique_ptr<Pending> pending);
     void native_done(const std::shared_ptr<Pending>& pending, int result);
+    void log_instead(const std::shared_ptr<Pending>& pending);
     void start_plain(std::unique_ptr<Pending> pending);
     void start_read(std::unique_ptr<Pending> pending);
     void finish_simple(Pending& pending);
@@ -120,6 +126,7 @@ class MountedTarget final : public Target, private GroupCommit::Placer {
     std::unique_ptr<HelperThread> helper_;
     std::unique_ptr<Openers> openers_;
     std::string why_no_watch_;
+    std::function<AtomicLimits(int fd)> native_limits_;
     EventLoop::PollId watch_poll_ = 0;
 
     std::unique_ptr<GroupCommit> commit_;

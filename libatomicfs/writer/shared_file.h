@@ -7,7 +7,7 @@
 
 #include <optional>
 
-#include "device/atomic_limits.h"
+#include "device/device.h"
 #include "ext4/mounted_volume.h"
 #include "writer/file_access.h"
 
@@ -17,9 +17,9 @@ class SharedFile final : public TargetFile {
   public:
     // Two descriptors of their own opening (page_error).
     SharedFile(const MountedFile& file, const FileAccess::Surroundings& around, UniqueFd read_only,
-               UniqueFd witness)
+               UniqueFd witness, AtomicLimits limits)
         : unit(file.unit.value_or(Bytes(0))),
-          native(probe_atomic_limits(read_only.get())),
+          native(std::move(limits)),
           access(around, std::move(read_only)),
           witness_(std::move(witness)) {
         inode = file.inode;
@@ -33,20 +33,26 @@ class SharedFile final : public TargetFile {
     }
 
     // Nothing has to be allocated to write there. Before EOF and not a hole; what is preallocated
-    // but unwritten counts as a hole here.
+    // but unwritten counts as a hole here. truncate(2) makes holes in a file that nobody opens, and
+    // a placement that finds no space is one too late: what is known holds while the file has as
+    // many blocks as then.
     bool allocated(ByteOffset offset, Bytes length) {
         const uint64_t from = offset.value();
         const uint64_t to = from + length.value();
-        const bool known = from >= data_from_ && to <= data_to_;
-        // Others could have punched a hole meanwhile.
+        struct stat now{};
+        if (::fstat(access.read_only(), &now) != 0) return false;
+        const bool known = from >= data_from_ && to <= data_to_ && now.st_size == known_size_ &&
+                           now.st_blocks == known_blocks_;
+        // Others could have punched a hole meanwhile, and filled another.
         if (known && access.ack() == Ack::Exclusive) return true;
         const off_t hole = ::lseek(access.read_only(), static_cast<off_t>(from), SEEK_HOLE);
         if (hole < 0 || static_cast<uint64_t>(hole) < to) return false;
         data_from_ = from;
         data_to_ = static_cast<uint64_t>(hole);
+        known_size_ = now.st_size;
+        known_blocks_ = now.st_blocks;
         return true;
     }
-    void forget_allocated() { data_from_ = data_to_ = 0; }
 
     // Whether pages of this file, whoever wrote them, could not be written back or were in a direct
     // write's way since it was last asked (errseq_t in mm/filemap.c: each descriptor is told once).
@@ -73,7 +79,10 @@ class SharedFile final : public TargetFile {
   private:
     UniqueFd witness_;
     bool noisy_ = false;
-    uint64_t data_from_ = 0, data_to_ = 0;  // no hole in between, when last asked
+    // No hole in between, when last asked, and what the file was like then.
+    uint64_t data_from_ = 0, data_to_ = 0;
+    off_t known_size_ = 0;
+    blkcnt_t known_blocks_ = 0;
 };
 
 }  // namespace atomic4

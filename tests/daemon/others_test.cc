@@ -177,21 +177,24 @@ void OthersTest::client(size_t id, uint64_t seed) {
     uint64_t moving_last = 0, moving_doubt = 0;
     const std::string moving_path = fmt::format("/proc/self/fd/{}", moving_.get());
     const uint64_t moving_at = id * kUnit;
+    const auto settle_doubts = [&] {
+        for (size_t unit = id; unit < kUnits; unit += kOwners) {
+            if (doubt[unit] == 0) continue;
+            const auto is = whole(read_path(path("data"), unit * kUnit, kUnit), unit * kUnit);
+            if (is && is->serial == doubt[unit]) board.last[unit] = doubt[unit];
+            doubt[unit] = 0;
+        }
+        if (moving_doubt != 0) {
+            const auto is = whole(read_path(moving_path, moving_at, kUnit), moving_at);
+            if (is && is->serial == moving_doubt) moving_last = moving_doubt;
+            moving_doubt = 0;
+        }
+    };
     while (!board.stop && board.wrong[0] == '\0') try {
             const auto client = connect();
             const File file = open_through(*client, path("data"));
             const File moving = open_through(*client, moving_path);
-            for (size_t unit = id; unit < kUnits; unit += kOwners) {
-                if (doubt[unit] == 0) continue;
-                const auto is = whole(read_path(path("data"), unit * kUnit, kUnit), unit * kUnit);
-                if (is && is->serial == doubt[unit]) board.last[unit] = doubt[unit];
-                doubt[unit] = 0;
-            }
-            if (moving_doubt != 0) {
-                const auto is = whole(read_path(moving_path, moving_at, kUnit), moving_at);
-                if (is && is->serial == moving_doubt) moving_last = moving_doubt;
-                moving_doubt = 0;
-            }
+            settle_doubts();
             while (!board.stop) {
                 const size_t unit = pick(random, id);
                 if (!right(board, unit,
@@ -239,6 +242,8 @@ void OthersTest::client(size_t id, uint64_t seed) {
             }
             std::this_thread::sleep_for(std::chrono::milliseconds(2));
         }
+    // The last death may have come just before the end; the daemon has recovered since.
+    settle_doubts();
 }
 
 void OthersTest::run(std::chrono::milliseconds time, bool kills) {

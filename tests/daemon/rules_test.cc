@@ -126,6 +126,9 @@ void RulesTest::every_unit(const ClientOptions& options, uint64_t largest) {
         ASSERT_EQ(::truncate(path(across).c_str(), static_cast<off_t>(unit / 2 + 100)), 0);
         both(across);
     }
+    const auto twice = client->write(mapped.handle, ByteOffset(0), filled(8 * kMiB, 1));
+    ASSERT_FALSE(twice);
+    EXPECT_EQ(twice.error().code, EINVAL) << twice.error().message;
     stop_and_check();
 }
 
@@ -163,7 +166,7 @@ TEST_F(RulesTest, WhatMustFailChangesNothing) {
              Case{"a sector", 0, 512, EINVAL},
              Case{"twice the largest", 0, 2 * most, EINVAL},
              Case{"no bytes", 0, 0, EINVAL},
-             Case{"more than a request takes", 0, 8 * kMiB, EMSGSIZE},
+             Case{"more than any volume takes", 0, 8 * kMiB, EINVAL},
              Case{"past what a file can have", uint64_t{1} << 62, kUnit, EFBIG},
          }) {
         const auto done =
@@ -171,6 +174,7 @@ TEST_F(RulesTest, WhatMustFailChangesNothing) {
         ASSERT_FALSE(done) << c.name;
         EXPECT_EQ(done.error().code, c.code) << c.name << ": " << done.error().message;
     }
+    EXPECT_EQ(client->write_plain(file.handle, ByteOffset(0), data).error().code, EMSGSIZE);
     // The largest itself works, further away.
     EXPECT_TRUE(client->write(file.handle, ByteOffset(4 * kMiB), std::span(data).first(most)));
 

@@ -2,6 +2,7 @@
 # Builds the fuzz targets (fuzz_*.cc) with clang and libFuzzer, and runs each on its corpus.
 #
 #   run.sh [--keep] [SECONDS [TARGET...]]     60 seconds each, all targets: message reply session
+#   run.sh [--keep] TARGET:SECONDS...
 #
 # --keep adds what was found interesting to the corpus (in minimal form). An input that fails is left
 # as crash-* in the current directory. The sources that a target needs are named in its head, by
@@ -15,8 +16,11 @@ if [ "${1:-}" = --keep ]; then
     keep=true
     shift
 fi
-seconds=${1:-60}
-shift || true
+seconds=60
+if [[ ${1:-} =~ ^[0-9]+$ ]]; then
+    seconds=$1
+    shift
+fi
 targets=("$@")
 if [ ${#targets[@]} = 0 ]; then
     for file in "$here"/fuzz_*.cc; do
@@ -38,6 +42,11 @@ flags=(-std=gnu++20 -O1 -g1 -fsanitize=fuzzer,address,undefined -fno-sanitize-re
        -I"$source" -DATOMIC4_VERSION=\"fuzz\")
 
 for target in "${targets[@]}"; do
+    time=$seconds
+    if [[ $target == *:* ]]; then
+        time=${target#*:}
+        target=${target%%:*}
+    fi
     main=$here/fuzz_$target.cc
     objects=()
     units=("$main")
@@ -52,9 +61,9 @@ for target in "${targets[@]}"; do
     done
     "$clang" "${flags[@]}" "${objects[@]}" -o "$work/$target"
     mkdir -p "$work/found-$target"
-    echo "fuzzing $target for $seconds s"
+    echo "fuzzing $target for $time s"
     # The corpus in the tree is only read.
-    if ! "$work/$target" -max_total_time="$seconds" -max_len=4096 -rss_limit_mb=1024 \
+    if ! "$work/$target" -max_total_time="$time" -max_len=4096 -rss_limit_mb=1024 \
         "$work/found-$target" "$here/corpus/$target" >"$work/log" 2>&1; then
         tail -n 100 "$work/log" >&2
         exit 1

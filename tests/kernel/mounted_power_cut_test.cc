@@ -224,6 +224,68 @@ TEST_F(MountedPowerCutTest, AWriteWhoseFileIsClosedBeforeItBegins) {
     EXPECT_TRUE(file_contents(temp.file("mnt") + "/closed") == bytes);
 }
 
+// truncate(2) opens nothing, so it isn't held, and records stay live over what it removed: until
+// they retire, a replay may bring that back (RECOVERY.md), in its old places and no further.
+TEST_F(MountedPowerCutTest, WhatATruncationByPathRemovedComesBackFromLiveRecordsOnly) {
+    constexpr uint64_t kBlock = WriteHistory::kBlock;
+    const auto& history = scenario_->history();
+    const WriteHistory::Part in_data{MountedScenario::kData, 0, 4};
+    const WriteHistory::Part cut_off{MountedScenario::kData, 128, 4};
+    const WriteHistory::Part in_sparse{MountedScenario::kSparse, 0, 4};
+    const WriteHistory::Part in_grow{MountedScenario::kGrow, 0, 4};
+    for (const auto& part : {in_data, cut_off, in_sparse, in_grow})
+        ASSERT_TRUE(scenario_->write({part}));
+    const MountedSession& session = scenario_->session();
+    ASSERT_EQ(scenario_->session().by_others([&] {
+        constexpr off_t kSize = MountedScenario::kFileBlocks * kBlock;
+        const UniqueFd root(::open(scenario_->dir().c_str(), O_RDONLY | O_CLOEXEC));
+        const bool done = ::truncate(session.path("data").c_str(), 64 * kBlock) == 0 &&
+                          ::truncate(session.path("sparse").c_str(), 0) == 0 &&
+                          ::truncate(session.path("sparse").c_str(), kSize) == 0 &&
+                          ::truncate(session.path("grow").c_str(), 0) == 0 &&
+                          ::syncfs(root.get()) == 0;
+        return done ? 0 : errno;
+    }),
+              0);
+    const size_t live = scenario_->disk().events();
+    scenario_->session().driver().run_until(
+        [&] { return scenario_->session().target().counts().live_records == 0; });
+    const size_t retired = scenario_->disk().events();
+    end();
+    wait_until_times_tell();
+    for (const size_t cut : {live, retired}) {
+        SCOPED_TRACE(where(cut, 0));
+        const Image image = trace_->image_after(cut, 0);
+        MountHistory known;
+        known.before_private_mount = stamp_of(image);
+        FaultDisk disk(image, FaultDisk::Memory::Forgets);
+        const std::string& dir = scenario_->dir();
+        Mount mount(disk.device(), dir, {"-t", "ext4"});
+        const auto volume = MountedVolume::open(dir).value();
+        const auto log = recover_mounted_log(*volume, known);
+        ASSERT_TRUE(log) << log.error().message;
+        // Shorter stays shorter.
+        auto data = file_contents(dir + "/data");
+        ASSERT_EQ(data.size(), 64 * kBlock);
+        data.resize(4 * kBlock);
+        EXPECT_TRUE(data == history.bytes(1, in_data));
+        auto sparse = file_contents(dir + "/sparse");
+        ASSERT_EQ(sparse.size(), MountedScenario::kFileBlocks * kBlock);
+        const auto rest = std::vector(sparse.begin() + 4 * kBlock, sparse.end());
+        EXPECT_TRUE(rest == filled(rest.size(), 0));
+        sparse.resize(4 * kBlock);
+        const bool sparse_back = sparse == history.bytes(3, in_sparse);
+        EXPECT_TRUE(sparse_back || sparse == filled(4 * kBlock, 0));
+        const auto grow = file_contents(dir + "/grow");
+        const bool grow_back = grow == history.bytes(4, in_grow);
+        EXPECT_TRUE(grow_back || grow.empty());
+        if (cut == retired) {
+            EXPECT_FALSE(sparse_back);
+            EXPECT_FALSE(grow_back);
+        }
+    }
+}
+
 // After the crash somebody mounted the volume and went on without us.
 TEST_F(MountedPowerCutTest, NewerBytesThanTheRecordsAreKept) {
     const auto data = MountedScenario::kData;

@@ -331,6 +331,31 @@ TEST_P(MountedTargetTest, NoSpaceIsToldBeforeAnythingIsLogged) {
     stop();
 }
 
+// truncate(2) opens nothing, so the file stays exclusive; what had blocks has none, and no space is
+// left for new ones.
+TEST_P(MountedTargetTest, BlocksThatATruncationByPathTookAreMissed) {
+    serve(volume_with_file());
+    const FileRef file = must_open("victim");
+    const auto bytes = random_bytes(kMiB, random_);
+    ASSERT_TRUE(driver_->write(file, 0, bytes));
+    ASSERT_TRUE(driver_->write(file, 0, bytes));
+    ASSERT_EQ(limits(file).ack, Ack::Exclusive);
+    driver_->run_until([&] { return live() == 0; });
+    ASSERT_EQ(::truncate(path("victim").c_str(), 0), 0);
+    ASSERT_EQ(::truncate(path("victim").c_str(), static_cast<off_t>(kMiB)), 0);
+    const UniqueFd filler(::open(path("filler").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644));
+    ASSERT_EQ(::syncfs(filler.get()), 0);  // what was freed can be used
+    off_t at = 0;
+    for (off_t step = 1 << 20; step >= 4096; step /= 2)
+        while (::fallocate(filler.get(), 0, at, step) == 0) at += step;
+    const auto done = driver_->write(file, 0, bytes);
+    ASSERT_FALSE(done);
+    EXPECT_EQ(done.error().code, ENOSPC) << done.error().message;
+    EXPECT_EQ(target_->poisoned(), nullptr);
+    EXPECT_TRUE(driver_->write(must_open(), 0, bytes)) << "nobody else suffers";
+    stop();
+}
+
 // --- who else has it ---
 
 TEST_P(MountedTargetTest, ExclusiveWhileNobodyElseWrites) {

@@ -3,16 +3,15 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <filesystem>
 #include <random>
 
 #include "device/file_device.h"
 #include "ext4/path.h"
 #include "support/bytes.h"
 #include "support/command.h"
-#include "support/loop.h"
 #include "support/privileged.h"
 #include "support/results.h"
+#include "support/xfs.h"
 #include "writer/enable.h"
 #include "writer/owned_target.h"
 
@@ -27,18 +26,13 @@ class OwnedOnXfs : public testing::TestWithParam<EventLoop::Backend> {
   protected:
     void SetUp() override {
         A4_REQUIRE_ROOT();
-        if (const auto why = LoopDevice::why_not()) A4_SKIP(*why);
-        if (run_command({"mkfs.xfs", "-V"}).status != 0) A4_SKIP("mkfs.xfs is not installed");
+        if (const auto why = Xfs::why_not()) A4_SKIP(*why);
         auto made = EventLoop::create(GetParam());
         if (!made) A4_SKIP(made.error().message);
         loop_ = std::move(*made);
 
-        make_image(dir_.file("xfs.img"), 400 * kMiB);
-        run({"mkfs.xfs", "-q", dir_.file("xfs.img")});
-        disk_.emplace(dir_.file("xfs.img"), std::vector<std::string>{"--direct-io=on"});
-        std::filesystem::create_directory(dir_.file("mnt"));
-        mount_.emplace(disk_->path(), dir_.file("mnt"));
-        image_ = mount_->directory() + "/volume";
+        xfs_.emplace();
+        image_ = xfs_->file("volume");
         make_image(image_, 64 * kMiB);
         run({"mke2fs", "-q", "-F", "-t", "ext4", image_});
         {
@@ -77,9 +71,7 @@ class OwnedOnXfs : public testing::TestWithParam<EventLoop::Backend> {
         target_.reset();
     }
 
-    TempDir dir_;
-    std::optional<LoopDevice> disk_;
-    std::optional<Mount> mount_;
+    std::optional<Xfs> xfs_;
     std::string image_;
     std::unique_ptr<EventLoop> loop_;
     std::unique_ptr<OwnedTarget> target_;

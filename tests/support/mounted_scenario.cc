@@ -1,8 +1,13 @@
 #include "support/mounted_scenario.h"
 
+#include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 
 #include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
 #include <stdexcept>
 
 #include "ext4/atomic_file.h"
@@ -47,6 +52,33 @@ int write_and_sync(int fd, const std::vector<std::byte>& bytes, const WriteHisto
     return ::fsync(fd) == 0 ? 0 : errno;
 }
 
+int write_direct(int fd, const std::vector<std::byte>& bytes, const WriteHistory::Part& part) {
+    const std::unique_ptr<void, decltype(&std::free)> memory(
+        std::aligned_alloc(kBlock, bytes.size()), &std::free);
+    std::memcpy(memory.get(), bytes.data(), bytes.size());
+    const iovec from{memory.get(), bytes.size()};
+    const ssize_t n = ::pwritev2(fd, &from, 1, static_cast<off_t>(part.first * kBlock), RWF_DSYNC);
+    if (n < 0) return errno;
+    return n == static_cast<ssize_t>(bytes.size()) ? 0 : ENOSPC;
+}
+
+int write_mapped(int fd, const std::vector<std::byte>& bytes, const WriteHistory::Part& part) {
+    void* map = ::mmap(nullptr, bytes.size(), PROT_READ | PROT_WRITE, MAP_SHARED, fd,
+                       static_cast<off_t>(part.first * kBlock));
+    if (map == MAP_FAILED) return errno;
+    std::memcpy(map, bytes.data(), bytes.size());
+    const int result = ::msync(map, bytes.size(), MS_SYNC) == 0 ? 0 : errno;
+    ::munmap(map, bytes.size());
+    return result;
+}
+
+// Away and back; each is on disk before the next.
+int rename_and_back(int fd, const std::string& path) {
+    const std::string moved = path + kMoved;
+    if (::rename(path.c_str(), moved.c_str()) != 0 || ::fsync(fd) != 0) return errno;
+    return ::rename(moved.c_str(), path.c_str()) == 0 ? 0 : errno;
+}
+
 }  // namespace
 
 MountedScenario::MountedScenario(uint64_t seed) : random_(seed) {
@@ -73,6 +105,7 @@ MountedScenario::MountedScenario(uint64_t seed) : random_(seed) {
 MountedScenario::~MountedScenario() {
     crash();
     others_.reset();
+    others_direct_.reset();
 }
 
 void MountedScenario::mount() {
@@ -81,7 +114,11 @@ void MountedScenario::mount() {
 
 Result<> MountedScenario::serve(const MountHistory& history) {
     // The watch lets this process's own opens pass; an earlier one is found by the probe.
-    if (!others_) others_.reset(::open((dir_ + "/shared").c_str(), O_RDWR | O_CLOEXEC));
+    if (!others_) {
+        const std::string path = dir_ + "/shared";
+        others_.reset(::open(path.c_str(), O_RDWR | O_CLOEXEC));
+        others_direct_.reset(::open(path.c_str(), O_RDWR | O_DIRECT | O_CLOEXEC));
+    }
     session_ = A4_TRY(MountedSession::start(dir_, history));
     for (const std::string& name : history_.files()) files_.push_back(A4_TRY(session_->open(name)));
     return {};
@@ -95,6 +132,7 @@ void MountedScenario::crash() {
 void MountedScenario::unmount() {
     crash();
     others_.reset();
+    others_direct_.reset();
     // The session's last files go a moment after its ring. A lazy unmount would leave the volume as
     // it is, read-only perhaps, to the next mount.
     for (int attempt = 0; attempt < 500; ++attempt) {
@@ -177,8 +215,14 @@ void MountedScenario::others_write() {
                                   1 + below(4)};
     const uint64_t number = history_.begin_by_others(part, disk_->events());
     session_->others().run(
-        [fd = others_.get(), part, bytes = history_.bytes(number, part)] {
-            return write_and_sync(fd, bytes, part);
+        [this, turn = others_writes_++, part, bytes = history_.bytes(number, part)] {
+            if (turn % 8 == 7) {
+                const int result = rename_and_back(others_.get(), dir_ + "/shared");
+                if (result != 0) return result;
+            }
+            if (turn % 3 == 1) return write_direct(others_direct_.get(), bytes, part);
+            if (turn % 3 == 2) return write_mapped(others_.get(), bytes, part);
+            return write_and_sync(others_.get(), bytes, part);
         },
         [this, number](int result) {
             others_busy_ = false;

@@ -3,8 +3,9 @@
 //
 // Files: "data" (atomic), "grow" (empty at first, made longer by writes), "sparse" (a hole at
 // first), "shared" (others have it open for writing: strict). Others write to the second half of
-// "shared", buffered, and sync each write; everything else is the clients'. A write to others'
-// blocks, or one that fails, is the test's own business.
+// "shared", buffered with fsync, direct with O_DSYNC, and through a mapping with msync, in turn;
+// now and then they rename it and back. Everything else is the clients'. A write to others' blocks,
+// or one that fails, is the test's own business.
 //
 // Setting up throws std::runtime_error.
 #pragma once
@@ -72,7 +73,9 @@ class MountedScenario {
     WriteHistory history_;
     std::optional<FaultDisk> disk_;
     std::optional<Mount> mount_;
-    UniqueFd others_;  // of "shared"
+    UniqueFd others_;         // of "shared"
+    UniqueFd others_direct_;  // the same, O_DIRECT
+    uint64_t others_writes_ = 0;
     std::unique_ptr<MountedSession> session_;
     std::vector<FileRef> files_;
     size_t under_way_ = 0;

@@ -2,7 +2,6 @@
 
 #include <sys/stat.h>
 
-#include <cerrno>
 #include <cstring>
 
 #include "base/endian.h"
@@ -21,8 +20,9 @@ T field(const Image& image, size_t at) {
 
 // A file that the cut took whole is as it was made: empty.
 std::vector<std::byte> contents_or_nothing(const std::string& path) {
-    if (::access(path.c_str(), F_OK) != 0 && errno == ENOENT) return {};
-    return file_contents(path);
+    for (const std::string& name : {path, path + kMoved})
+        if (::access(name.c_str(), F_OK) == 0) return file_contents(name);
+    return {};
 }
 
 bool unmounted_cleanly(const Image& image) {

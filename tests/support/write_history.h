@@ -73,6 +73,9 @@ class WriteHistory {
     std::vector<Write> writes_;  // number n at n - 1
 };
 
+// Behind a file's name while others have renamed it.
+inline constexpr const char* kMoved = ".moved";
+
 // The whole file, as an open for reading sees it. Throws if it can't be read.
 std::vector<std::byte> file_contents(const std::string& path);
 
