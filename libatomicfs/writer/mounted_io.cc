@@ -40,6 +40,8 @@ bool aligned(const void* memory) {
 
 // Placements that others' pages disturb.
 constexpr int kTries = 16;
+// So often that is believed of an error that nothing speaks for any more.
+constexpr int kUnexplained = 3;
 
 // The file that a descriptor is open on, for writes through the page cache.
 UniqueFd open_cached(int fd) {
@@ -138,10 +140,9 @@ void MountedTarget::native_done(const std::shared_ptr<Pending>& pending, int res
     const bool may_log = !pending->forced && Bytes(length) <= commit_->log().unit_max();
     const bool done = result == static_cast<int>(length);
     const bool others = file.access.ack() == Ack::Strict || file.cached_writes;
-    const bool collided =
-        (result == -EIO && file.page_error()) ||
-        ((done || result == -EIO) && others &&
-         any_cached(file.access.read_only(), range.offset, Bytes(length)));
+    const bool collided = (result == -EIO && (file.page_error() || file.noisy())) ||
+                          ((done || result == -EIO) && others &&
+                           any_cached(file.access.read_only(), range.offset, Bytes(length)));
     if (collided && may_log) return log_instead(pending);
     if (done) {
         ++range.file->writes_native;
@@ -184,35 +185,40 @@ void MountedTarget::log_instead(const std::shared_ptr<Pending>& pending) {
 
 void MountedTarget::place(const FileRef& file, ByteOffset offset, std::span<const std::byte> data,
                           bool durable, std::function<void(Result<>)> done) {
-    place_part(std::static_pointer_cast<SharedFile>(file), offset, data, durable, 0,
+    place_part(std::static_pointer_cast<SharedFile>(file), offset, data, {.durable = durable},
                std::move(done));
 }
 
 void MountedTarget::place_part(const SharedRef& file, ByteOffset offset,
-                               std::span<const std::byte> data, bool durable, int tries,
+                               std::span<const std::byte> data, Attempt attempt,
                                std::function<void(Result<>)> done) {
     ++running_;
-    loop_.write(
-        file->access.direct(), offset, data, durable ? RWF_DSYNC : 0,
-        [this, file, offset, data, durable, tries, done = std::move(done)](int result) mutable {
-            --running_;
-            if (result == static_cast<int>(data.size()))
-                return placed(file, offset, data, durable, std::move(done));
-            if (result > 0) {
-                // The rest; what is there already is old or new like any placement.
-                const auto n = static_cast<uint64_t>(result);
-                return place_part(file, offset + Bytes(n), data.subspan(n), durable, tries,
-                                  std::move(done));
-            }
-            // Somebody's pages, in the way or themselves not written: once more, and then
-            // through the pages.
-            if (result == -EIO && file->page_error()) {
-                if (tries < kTries)
-                    return place_part(file, offset, data, false, tries + 1, std::move(done));
-                return place_cached(file, offset, data, std::move(done));
-            }
-            done(fail(io_error(result, data.size(), "write to the file")));
-        });
+    loop_.write(file->access.direct(), offset, data, attempt.durable ? RWF_DSYNC : 0,
+                [this, file, offset, data, attempt, done = std::move(done)](int result) mutable {
+                    --running_;
+                    if (result == static_cast<int>(data.size()))
+                        return placed(file, offset, data, attempt.durable, std::move(done));
+                    if (result > 0) {
+                        // The rest; what is there already is old or new like any placement.
+                        const auto n = static_cast<uint64_t>(result);
+                        return place_part(file, offset + Bytes(n), data.subspan(n), attempt,
+                                          std::move(done));
+                    }
+                    if (result == -EIO) {
+                        // Somebody's pages, in the way or themselves not written: once more, and
+                        // then through the pages. Another write may have asked for the error
+                        // before.
+                        if (!file->page_error()) ++attempt.unexplained;
+                        const int most = file->noisy() ? kUnexplained : 0;
+                        if (attempt.unexplained <= most && ++attempt.disturbed <= kTries) {
+                            attempt.durable = false;
+                            return place_part(file, offset, data, attempt, std::move(done));
+                        }
+                        if (attempt.unexplained <= most)
+                            return place_cached(file, offset, data, std::move(done));
+                    }
+                    done(fail(io_error(result, data.size(), "write to the file")));
+                });
 }
 
 // Pages that others have of what was placed may be old, and must not be written back some day.
@@ -303,7 +309,7 @@ void MountedTarget::flush_file(const SharedRef& file, std::function<void(Result<
                                                done = std::move(done)](int result) mutable {
         --running_;
         if (result >= 0) return done({});
-        if (file->page_error()) return commit_everything(std::move(done));
+        if (file->page_error() || file->noisy()) return commit_everything(std::move(done));
         done(fail(Error::from_errno(-result, fmt::format("fdatasync of inode {}", file->inode))));
     });
 }
@@ -366,7 +372,7 @@ void MountedTarget::flush(FileRef file, std::function<void(Result<>)> done) {
     loop_.fdatasync(it->access.read_only(), [this, it, done, failed](int result) {
         --running_;
         if (result >= 0) return done({});
-        if (it->page_error()) return flush_noisy(it, result, done);
+        if (it->page_error() || it->noisy()) return flush_noisy(it, result, done);
         failed(Error::from_errno(-result, fmt::format("fdatasync of inode {}", it->inode)));
     });
 }

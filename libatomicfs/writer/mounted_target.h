@@ -106,8 +106,13 @@ class MountedTarget final : public Target, private GroupCommit::Placer {
 
     void place(const FileRef& file, ByteOffset offset, std::span<const std::byte> data,
                bool durable, std::function<void(Result<>)> done) override;
+    struct Attempt {
+        bool durable = false;
+        int disturbed = 0;  // by others' pages, so far
+        int unexplained = 0;
+    };
     void place_part(const SharedRef& file, ByteOffset offset, std::span<const std::byte> data,
-                    bool durable, int tries, std::function<void(Result<>)> done);
+                    Attempt attempt, std::function<void(Result<>)> done);
     void placed(const SharedRef& file, ByteOffset offset, std::span<const std::byte> data,
                 bool durable, std::function<void(Result<>)> done);
     void place_cached(const SharedRef& file, ByteOffset offset, std::span<const std::byte> data,
