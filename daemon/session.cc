@@ -578,21 +578,44 @@ void Session::send_next() {
         return;
     }
     sending_ = true;
-    std::vector<std::byte>& packet = outgoing_.front().packet;
-    send_part_ = {packet.data(), packet.size()};
-    send_message_ = {};
-    send_message_.msg_iov = &send_part_;
-    send_message_.msg_iovlen = 1;
-    around_.loop.send(socket_.get(), &send_message_, [self = shared_from_this()](int result) {
-        self->sending_ = false;
-        self->outgoing_bytes_ -= self->outgoing_.front().packet.size();
-        self->give_memory(self->outgoing_.front().memory);
-        self->outgoing_.pop_front();
-        --self->outstanding_;
-        if (result < 0) return self->disconnect();
-        self->send_next();
-        if (!self->gone_) self->receive();
-    });
+    // The devices first: they work while clients are told.
+    around_.loop.after_submit([self = shared_from_this()] { self->send_now(); });
+}
+
+// A socket nearly always has room; else the loop waits for it.
+void Session::send_now() {
+    while (!outgoing_.empty()) {
+        std::vector<std::byte>& packet = outgoing_.front().packet;
+        send_part_ = {packet.data(), packet.size()};
+        send_message_ = {};
+        send_message_.msg_iov = &send_part_;
+        send_message_.msg_iovlen = 1;
+        int result = -ECONNRESET;
+        if (!gone_) {
+            const ssize_t n = ::sendmsg(socket_.get(), &send_message_, MSG_NOSIGNAL | MSG_DONTWAIT);
+            result = n < 0 ? -errno : static_cast<int>(n);
+        }
+        if (result == -EAGAIN || result == -EINTR) {
+            return around_.loop.send(socket_.get(), &send_message_,
+                                     [self = shared_from_this()](int sent) {
+                                         self->forget_first();
+                                         if (sent < 0) self->disconnect();
+                                         self->send_now();
+                                     });
+        }
+        forget_first();
+        if (result < 0) disconnect();
+    }
+    sending_ = false;
+    send_next();
+    if (!gone_) receive();
+}
+
+void Session::forget_first() {
+    outgoing_bytes_ -= outgoing_.front().packet.size();
+    give_memory(outgoing_.front().memory);
+    outgoing_.pop_front();
+    --outstanding_;
 }
 
 void Session::end() {

@@ -107,6 +107,8 @@ class Session : public std::enable_shared_from_this<Session> {
     void take_memory(Asked& asked, size_t bytes);
     void give_memory(size_t bytes);
     void send_next();
+    void send_now();
+    void forget_first();
     void disconnect();
 
     Around around_;

@@ -16,7 +16,14 @@ Result<size_t> EventLoop::run_once(bool wait) {
     for (const auto& work : deferred_now_) work();
     size_t called = deferred_now_.size();
     deferred_now_.clear();
-    called += A4_TRY(turn(wait && called == 0 && deferred_.empty()));
+    const bool after = !after_submit_.empty();
+    if (after) {
+        A4_CHECK(submit());
+        after_submit_now_.swap(after_submit_);
+        for (const auto& work : after_submit_now_) work();
+        after_submit_now_.clear();
+    }
+    called += A4_TRY(turn(wait && called == 0 && !after));
     return called;
 }
 

@@ -67,9 +67,11 @@ class EventLoop {
 
     // At the beginning of the next run_once, in the order of the calls.
     void defer(std::function<void()> work) { deferred_.push_back(std::move(work)); }
+    // In the next run_once, when all that is submitted by then is on its way.
+    void after_submit(std::function<void()> work) { after_submit_.push_back(std::move(work)); }
 
     // Does what was deferred; then waits for at least one completion, unless `wait` is false or
-    // something was deferred. Returns how many were called.
+    // there was something to do. Returns how many were called.
     Result<size_t> run_once(bool wait = true);
 
     void set_spin(std::chrono::microseconds spin) { spin_ = spin; }
@@ -77,6 +79,7 @@ class EventLoop {
 
   protected:
     virtual Result<size_t> turn(bool wait) = 0;
+    virtual Result<> submit() { return {}; }
 
     std::chrono::microseconds spin_{0};
     bool spin_now_ = false;
@@ -84,6 +87,8 @@ class EventLoop {
   private:
     std::vector<std::function<void()>> deferred_;
     std::vector<std::function<void()>> deferred_now_;
+    std::vector<std::function<void()>> after_submit_;
+    std::vector<std::function<void()>> after_submit_now_;
 };
 
 }  // namespace atomic4

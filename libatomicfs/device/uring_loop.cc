@@ -149,6 +149,11 @@ class UringLoop final : public EventLoop {
         return called;
     }
 
+    Result<> submit() override {
+        if (io_uring_sq_ready(&ring_) == 0) return {};
+        return entered(io_uring_submit(&ring_));
+    }
+
   private:
     // Interrupted, or the completion queue is full for the moment: the caller goes round again.
     static Result<> entered(int result) {

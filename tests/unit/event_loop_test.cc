@@ -148,6 +148,41 @@ TEST_P(EventLoopTest, PollsUntilGivenUp) {
     EXPECT_EQ(calls, 4);
 }
 
+// With io_uring what was submitted, also by what was deferred, is done or on its way by then; with
+// system calls it comes later. Neither waits.
+TEST_P(EventLoopTest, AfterTheSubmissionComesBeforeTheWait) {
+    int ends[2];
+    ASSERT_EQ(::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends), 0);
+    const UniqueFd here(ends[0]);
+    const UniqueFd there(ends[1]);
+    char byte = 'x';
+    iovec part{&byte, 1};
+    msghdr message{};
+    message.msg_iov = &part;
+    message.msg_iovlen = 1;
+    std::string order;
+    std::optional<int> sent;
+    bool arrived = false;
+    loop->after_submit([&] {
+        order += "after ";
+        arrived = ::recv(there.get(), &byte, 1, MSG_DONTWAIT) == 1;
+    });
+    loop->defer([&] {
+        order += "deferred ";
+        loop->send(here.get(), &message, [&](int n) { sent = n; });
+    });
+    ASSERT_TRUE(loop->run_once());
+    EXPECT_EQ(order, "deferred after ");
+    run_until([&] { return sent.has_value(); });
+    EXPECT_EQ(sent, 1);
+    EXPECT_EQ(arrived, GetParam() == EventLoop::Backend::Uring);
+
+    loop->after_submit([&] { loop->after_submit([&] { order += "and again"; }); });
+    ASSERT_TRUE(loop->run_once());
+    ASSERT_TRUE(loop->run_once());
+    EXPECT_EQ(order, "deferred after and again");
+}
+
 TEST_P(EventLoopTest, TimersInTheirOrder) {
     std::vector<int> order;
     loop->after(30ms, [&](int) { order.push_back(2); });
