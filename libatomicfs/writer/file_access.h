@@ -34,7 +34,7 @@
 #include <string>
 #include <vector>
 
-#include "writer/helper_thread.h"
+#include "writer/helper_threads.h"
 #include "writer/openers.h"
 #include "writer/target.h"
 
@@ -44,7 +44,7 @@ class FileAccess {
   public:
     struct Surroundings {
         EventLoop& loop;
-        HelperThread& helper;
+        HelperThreads& helper;
         Openers* openers = nullptr;  // null: none, and why
         std::string why_no_watch;
         // New writes may begin again, or can't ever.

@@ -31,7 +31,7 @@ Result<std::unique_ptr<MountedTarget>> MountedTarget::open(EventLoop& loop,
 }
 
 Result<> MountedTarget::start(const LogContents& contents, Options options) {
-    helper_ = A4_TRY(HelperThread::start(loop_));
+    helper_ = A4_TRY(HelperThreads::start(loop_));
     openers_ = std::move(options.openers);
     why_no_watch_ = std::move(options.why_no_openers);
     if (openers_) watch_poll_ = loop_.poll(openers_->fd(), POLLIN, [this](int) { watch_ready(); });

@@ -111,7 +111,7 @@ class MountedTarget final : public Target, private GroupCommit::Placer {
 
     EventLoop& loop_;
     std::unique_ptr<MountedVolume> volume_;
-    std::unique_ptr<HelperThread> helper_;
+    std::unique_ptr<HelperThreads> helper_;
     std::unique_ptr<Openers> openers_;
     std::string why_no_watch_;
     EventLoop::PollId watch_poll_ = 0;
