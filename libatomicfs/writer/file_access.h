@@ -74,6 +74,9 @@ class FileAccess {
 
     Ack ack() const { return strict_ ? Ack::Strict : Ack::Exclusive; }
     std::string why_strict() const;
+    // How often it was asked who can write: the same number and exclusive both times means that
+    // nobody else could in between.
+    uint64_t probes() const { return probes_; }
 
     // What the watch saw of this file.
     void opened(pid_t pid, uint64_t token);

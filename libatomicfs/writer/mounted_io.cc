@@ -187,7 +187,8 @@ void MountedTarget::write_cached(const SharedRef& file, ByteOffset offset,
                                  std::function<void(Result<>)> done) {
     ++running_;
     file->cached_writes = true;
-    helper_->run(
+    helpers_->run(
+        file->inode,
         [direct = file->access.direct(), offset, data]() -> int {
             const std::string path = fmt::format("/proc/self/fd/{}", direct);
             const UniqueFd fd(::open(path.c_str(), O_RDWR | O_CLOEXEC));

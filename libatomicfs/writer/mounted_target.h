@@ -72,6 +72,8 @@ class MountedTarget final : public Target, private GroupCommit::Placer {
 
   private:
     struct Pending;
+    struct Asking;
+    struct Question;
     using SharedRef = std::shared_ptr<SharedFile>;
 
     MountedTarget(EventLoop& loop, std::unique_ptr<MountedVolume> volume);
@@ -86,7 +88,11 @@ class MountedTarget final : public Target, private GroupCommit::Placer {
     // True: it has left the queue.
     bool start_one(std::unique_ptr<Pending>& pending, struct GroupPlan& plan);
     Result<bool> prepare(Pending& pending);
-    void allocate(std::unique_ptr<Pending> pending);
+    // True: it has left the queue.
+    bool ask_blocks(std::unique_ptr<Pending>& pending);
+    void send_questions();
+    void answered(const SharedRef& file, std::span<Question> questions, uint64_t probe);
+    void answered(Asking& asking);
     bool plan_logged(std::unique_ptr<Pending>& pending, GroupPlan& plan);
     bool retired_first(Pending& pending);
     void start_native(std::unique_ptr<Pending> pending);
@@ -111,7 +117,7 @@ class MountedTarget final : public Target, private GroupCommit::Placer {
 
     EventLoop& loop_;
     std::unique_ptr<MountedVolume> volume_;
-    std::unique_ptr<HelperThreads> helper_;
+    std::unique_ptr<HelperThreads> helpers_;  // a lane for each file, by its inode
     std::unique_ptr<Openers> openers_;
     std::string why_no_watch_;
     EventLoop::PollId watch_poll_ = 0;
@@ -121,6 +127,7 @@ class MountedTarget final : public Target, private GroupCommit::Placer {
 
     std::map<uint32_t, SharedRef> files_;
     std::list<std::unique_ptr<Pending>> queue_;
+    std::map<SharedRef, std::vector<Question>> questions_;  // of this turn of the loop
     RangeOrder order_;
     std::vector<SharedRef> dirty_;
     size_t running_ = 0;  // plain and native writes, preparations, placements, flushes

@@ -5,6 +5,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
+
 #include "device/atomic_limits.h"
 #include "ext4/mounted_volume.h"
 #include "writer/file_access.h"
@@ -27,19 +29,24 @@ class SharedFile final : public TargetFile {
         return Bytes(static_cast<uint64_t>(st.st_size));
     }
 
-    // Nothing has to be allocated to write there. Before EOF and not a hole; what is preallocated
-    // but unwritten counts as a hole here.
-    bool allocated(ByteOffset offset, Bytes length) {
-        const uint64_t from = offset.value();
-        const uint64_t to = from + length.value();
-        const bool known = from >= data_from_ && to <= data_to_;
-        // Others could have punched a hole meanwhile.
-        if (known && access.ack() == Ack::Exclusive) return true;
-        const off_t hole = ::lseek(access.read_only(), static_cast<off_t>(from), SEEK_HOLE);
-        if (hole < 0 || static_cast<uint64_t>(hole) < to) return false;
-        data_from_ = from;
-        data_to_ = static_cast<uint64_t>(hole);
-        return true;
+    // Nothing has to be allocated to write there, as was seen while nobody could have punched a
+    // hole since. What is preallocated but unwritten counts as a hole here. (Asking takes the
+    // inode's lock: mounted_blocks.cc.)
+    bool known_allocated(ByteOffset offset, Bytes length) const {
+        return access.ack() == Ack::Exclusive && access.probes() == seen_at_ &&
+               offset.value() >= data_from_ && offset.value() + length.value() <= data_to_;
+    }
+    // No hole between the two, seen at that probe (FileAccess::probes) and no other writer since.
+    void saw_data(uint64_t from, uint64_t to, uint64_t probe) {
+        if (access.ack() != Ack::Exclusive || access.probes() != probe) return;
+        if (seen_at_ != probe || to < data_from_ || from > data_to_) {
+            seen_at_ = probe;
+            data_from_ = from;
+            data_to_ = to;
+        } else {
+            data_from_ = std::min(data_from_, from);
+            data_to_ = std::max(data_to_, to);
+        }
     }
     void forget_allocated() { data_from_ = data_to_ = 0; }
 
@@ -47,13 +54,15 @@ class SharedFile final : public TargetFile {
     const AtomicLimits native;
     FileAccess access;
     size_t handles = 0;
+    bool asking = false;    // the helper threads are looking for its holes
     bool leaving = false;   // without handles, it waits for its records to retire
     bool dirty = false;     // written since the last flush
     bool collided = false;  // cached pages were found where we had placed, since the last flush
     bool cached_writes = false;  // we have written it through the page cache ourselves
 
   private:
-    uint64_t data_from_ = 0, data_to_ = 0;  // no hole in between, when last asked
+    uint64_t data_from_ = 0, data_to_ = 0;
+    uint64_t seen_at_ = 0;
 };
 
 }  // namespace atomic4
