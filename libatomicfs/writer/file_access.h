@@ -21,7 +21,7 @@
 // writes are refused with EBUSY; nothing waits for it.
 //
 // A probe needs that we have no writable descriptor ourselves, and opening one again is an open
-// like any other: made by the helper thread, answered by the loop.
+// like any other: made by a helper thread, answered by the loop. No other work gets before it.
 //
 // Threads: the event loop's.
 #pragma once
@@ -44,7 +44,7 @@ class FileAccess {
   public:
     struct Surroundings {
         EventLoop& loop;
-        HelperThreads& helper;
+        HelperThreads& opening;      // opens the file again
         Openers* openers = nullptr;  // null: none, and why
         std::string why_no_watch;
         // New writes may begin again, or can't ever.
@@ -105,7 +105,7 @@ class FileAccess {
     void look_again(std::chrono::milliseconds after);
 
     Surroundings around_;
-    std::shared_ptr<UniqueFd> read_only_;  // the helper thread's too
+    std::shared_ptr<UniqueFd> read_only_;  // the helper threads' too
     UniqueFd direct_;
     bool watched_ = false;
     bool held_ = true;

@@ -32,6 +32,7 @@ struct MountedTarget::Pending {
     std::span<std::byte> into;
     std::function<void(Result<Bytes>)> read_done;
     AlignedMemory bounce;
+    Bytes written;  // of a plain one
 
     RangeOrder::Use use() const {
         return kind == Kind::Read ? RangeOrder::Use::Read : RangeOrder::Use::Write;

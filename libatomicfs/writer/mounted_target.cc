@@ -15,6 +15,7 @@ constexpr Bytes kGroupBytes{uint64_t{4} << 20};
 constexpr size_t kGroupParts = 512;
 // So many files may be kept locked by somebody before others' plain writes and allocations wait.
 constexpr size_t kHelperThreads = 4;
+constexpr size_t kOpeningThreads = 2;
 // Live records of a volume at rest are retired after this, so that nobody waits for them.
 constexpr auto kRest = 200ms;
 
@@ -34,6 +35,7 @@ Result<std::unique_ptr<MountedTarget>> MountedTarget::open(EventLoop& loop,
 
 Result<> MountedTarget::start(const LogContents& contents, Options options) {
     helpers_ = A4_TRY(HelperThreads::start(loop_, kHelperThreads));
+    opening_ = A4_TRY(HelperThreads::start(loop_, kOpeningThreads));
     openers_ = std::move(options.openers);
     why_no_watch_ = std::move(options.why_no_openers);
     if (openers_) watch_poll_ = loop_.poll(openers_->fd(), POLLIN, [this](int) { watch_ready(); });
@@ -96,7 +98,7 @@ void MountedTarget::open_file(UniqueFd descriptor, pid_t peer, bool cooperative,
         if (!read_only) return refuse(read_only.error());
         FileAccess::Surroundings around{
             loop_,
-            *helpers_,
+            *opening_,
             openers_.get(),
             why_no_watch_,
             [this] { schedule_pump(); },
@@ -269,6 +271,7 @@ void MountedTarget::pump() {
         ++it;
     }
     send_questions();
+    for (auto& [file, writes] : plain_) continue_plain(file, writes);
     if (!plan.items.empty()) {
         if (on_group)
             on_group(plan.items.size(),
@@ -398,6 +401,11 @@ void MountedTarget::fail_all() {
         else
             pending->fail_with(commit_->in_doubt());
     }
+    for (auto& [file, writes] : plain_) {
+        std::deque<std::shared_ptr<Pending>> waiting;
+        waiting.swap(writes.waiting);
+        for (const auto& pending : waiting) finish_plain(*pending, fail(commit_->in_doubt()));
+    }
 }
 
 // A file that no client has open goes when no request of it is left and no record of it is live:
@@ -423,9 +431,15 @@ bool MountedTarget::may_go(const SharedRef& file) {
 
 // Files that nobody needs go; when nothing runs the waiting are told and live records retire.
 void MountedTarget::settle() {
+    std::erase_if(plain_, [](const auto& entry) {
+        return entry.second.waiting.empty() && entry.second.running == 0;
+    });
     std::erase_if(files_, [this](const auto& entry) { return may_go(entry.second); });
-    const bool writes_wait = std::ranges::any_of(
-        queue_, [](const auto& pending) { return pending->kind != Pending::Kind::Read; });
+    const bool writes_wait =
+        std::ranges::any_of(
+            queue_, [](const auto& pending) { return pending->kind != Pending::Kind::Read; }) ||
+        std::ranges::any_of(plain_,
+                            [](const auto& entry) { return !entry.second.waiting.empty(); });
     // Reads change nothing: a frozen volume has them all the time.
     const bool quiet = running_ == 0 && (frozen_ || reading_ == 0) &&
                        (commit_->poisoned() || !commit_->device_busy()) &&

@@ -5,7 +5,8 @@
 //   logged   the record first; then the data through the file. Holes and what lies beyond EOF are
 //            preallocated before, so that no record is written whose placement has no space
 //   native   RWF_ATOMIC through the file, where statx(2) says that it can
-//   plain    O_DIRECT where it is aligned, else through the page cache
+//   plain    through the page cache, in pieces and not many of a file at a time: others who open
+//            the file, or freeze the volume, wait for those only
 //
 // Before a native or plain write, records that are live in its range retire.
 //
@@ -18,6 +19,7 @@
 // Threads: the event loop's.
 #pragma once
 
+#include <deque>
 #include <list>
 #include <map>
 
@@ -75,6 +77,12 @@ class MountedTarget final : public Target, private GroupCommit::Placer {
     struct Asking;
     struct Question;
     using SharedRef = std::shared_ptr<SharedFile>;
+    // Of one file: those that hold their ranges, in the order of their submission.
+    struct PlainWrites {
+        std::deque<std::shared_ptr<Pending>> waiting;  // for a turn with the helper threads
+        size_t running = 0;                            // pieces that they have
+        Bytes running_bytes;
+    };
 
     MountedTarget(EventLoop& loop, std::unique_ptr<MountedVolume> volume);
     Result<> start(const LogContents& contents, Options options);
@@ -98,6 +106,8 @@ class MountedTarget final : public Target, private GroupCommit::Placer {
     void start_native(std::unique_ptr<Pending> pending);
     void native_done(const std::shared_ptr<Pending>& pending, int result);
     void start_plain(std::unique_ptr<Pending> pending);
+    void continue_plain(const SharedRef& file, PlainWrites& writes);
+    void finish_plain(Pending& pending, Result<> result);
     void start_read(std::unique_ptr<Pending> pending);
     void finish_simple(Pending& pending);
     void fail_all();
@@ -118,6 +128,7 @@ class MountedTarget final : public Target, private GroupCommit::Placer {
     EventLoop& loop_;
     std::unique_ptr<MountedVolume> volume_;
     std::unique_ptr<HelperThreads> helpers_;  // a lane for each file, by its inode
+    std::unique_ptr<HelperThreads> opening_;  // openers are waiting for these
     std::unique_ptr<Openers> openers_;
     std::string why_no_watch_;
     EventLoop::PollId watch_poll_ = 0;
@@ -128,6 +139,7 @@ class MountedTarget final : public Target, private GroupCommit::Placer {
     std::map<uint32_t, SharedRef> files_;
     std::list<std::unique_ptr<Pending>> queue_;
     std::map<SharedRef, std::vector<Question>> questions_;  // of this turn of the loop
+    std::map<SharedRef, PlainWrites> plain_;
     RangeOrder order_;
     std::vector<SharedRef> dirty_;
     size_t running_ = 0;  // plain and native writes, preparations, placements, flushes

@@ -5,6 +5,7 @@
 
 #include "support/locked_inode.h"
 #include "support/mounted_image.h"
+#include "support/other_process.h"
 #include "support/privileged.h"
 #include "support/target_driver.h"
 #include "writer/helper_threads.h"
@@ -18,6 +19,30 @@ constexpr uint64_t kMiB = 1024 * kKiB;
 constexpr uint64_t kFileSize = 16 * kMiB;
 
 using Answer = std::shared_ptr<std::optional<Result<WriteDone>>>;
+
+class WatchedOpeners final : public Openers {
+  public:
+    explicit WatchedOpeners(UniqueFd group) : own_(std::move(group)) {}
+    int fd() const override { return own_.fd(); }
+    Result<> watch(int file) override { return own_.watch(file); }
+    Result<> unwatch(int file) override { return own_.unwatch(file); }
+    Result<> drain(const OpenWatch::Handler& handler) override {
+        return own_.drain([&](const OpenEvent& event) {
+            if (event.kind == OpenEvent::Kind::Open) ++arrived;
+            handler(event);
+        });
+    }
+    Result<> allow(uint64_t token) override {
+        if (on_allow) on_allow();
+        return own_.allow(token);
+    }
+
+    size_t arrived = 0;
+    std::function<void()> on_allow;
+
+  private:
+    OwnOpeners own_;
+};
 
 class LockedFilesTest : public ::testing::TestWithParam<EventLoop::Backend> {
   protected:
@@ -33,7 +58,9 @@ class LockedFilesTest : public ::testing::TestWithParam<EventLoop::Backend> {
         auto volume = MountedVolume::open(image_->dir()).value();
         const auto contents = read_log(volume->log(), volume->attr().log_id).value();
         MountedTarget::Options serving;
-        serving.openers = std::make_unique<OwnOpeners>(OpenWatch::new_group().value());
+        auto openers = std::make_unique<WatchedOpeners>(OpenWatch::new_group().value());
+        openers_ = openers.get();
+        serving.openers = std::move(openers);
         target_ =
             MountedTarget::open(*loop_, std::move(volume), contents, std::move(serving)).value();
         driver_.emplace(*loop_, *target_);
@@ -78,10 +105,30 @@ class LockedFilesTest : public ::testing::TestWithParam<EventLoop::Backend> {
         EXPECT_TRUE(stopped) << stopped.error().message;
     }
 
+    // All of the file, by plain writes of so many bytes.
+    std::vector<Answer> write_plain(const FileRef& file, uint64_t each) {
+        std::vector<Answer> answers;
+        for (uint64_t at = 0; at < kFileSize; at += each)
+            answers.push_back(driver_->submit(WriteOp::Kind::Plain, file, at,
+                                              std::span(bytes_).subspan(at, each)));
+        return answers;
+    }
+    static size_t unanswered(const std::vector<Answer>& answers) {
+        return static_cast<size_t>(
+            std::ranges::count_if(answers, [](const Answer& it) { return !it->has_value(); }));
+    }
+    void expect_written(const FileRef& file, const std::vector<Answer>& answers) {
+        for (const Answer& answer : answers) EXPECT_TRUE(driver_->finish(answer));
+        EXPECT_EQ(driver_->read(file, 0, kFileSize).value(), bytes_);
+    }
+    // While "data" is locked and plain writes to it are begun.
+    void expect_opener_goes_first(uint64_t each);
+
     std::optional<MountedImage> image_;
     std::unique_ptr<EventLoop> loop_;
     std::unique_ptr<HelperThreads> others_;
     std::unique_ptr<MountedTarget> target_;
+    WatchedOpeners* openers_ = nullptr;
     std::optional<TargetDriver> driver_;
     std::mt19937_64 random_{42};
     const std::vector<std::byte> bytes_ = random_bytes(kFileSize, random_);
@@ -113,6 +160,96 @@ TEST_P(LockedFilesTest, AStrictWriteWaitsWithoutTheOthers) {
     std::ranges::copy(data.subspan(64 * kKiB, 4 * kKiB), expected.begin() + 4 * kKiB);
     EXPECT_EQ(driver_->read(file, 0, 16 * kKiB).value(), expected);
     stop();
+}
+
+TEST_P(LockedFilesTest, PlainWritesWaitWithoutTheOthers) {
+    const UniqueFd reader = open_by_others("data", O_RDONLY | O_DIRECT);
+    const FileRef file = open("data");
+    ASSERT_EQ(ack(file), Ack::Exclusive);
+    LockedInode lock(reader.get(), LockedInode::By::DirectRead, 0);
+    const auto answers = write_plain(file, 64 * kKiB);
+
+    const FileRef other = open("other");
+    EXPECT_TRUE(driver_->write_plain(other, 0, std::span(bytes_).subspan(0, kMiB)));
+    EXPECT_TRUE(driver_->write(other, kMiB, std::span(bytes_).subspan(0, kMiB)));
+    OtherProcess opener(path("other"));
+    opener.begin('w');
+    driver_->run_until([&] { return opener.answered(); });
+    EXPECT_EQ(opener.result(), '+');
+    EXPECT_TRUE(driver_->write(other, 0, std::span(bytes_).subspan(0, kMiB)));
+    EXPECT_TRUE(lock.held());
+    EXPECT_EQ(unanswered(answers), answers.size());
+
+    lock.release();
+    expect_written(file, answers);
+    stop();
+}
+
+void LockedFilesTest::expect_opener_goes_first(uint64_t each) {
+    const UniqueFd reader = open_by_others("data", O_RDONLY | O_DIRECT);
+    const FileRef file = open("data");
+    ASSERT_EQ(ack(file), Ack::Exclusive);
+    LockedInode lock(reader.get(), LockedInode::By::DirectRead, 0);
+    const auto answers = write_plain(file, each);
+    OtherProcess opener(path("data"));
+    opener.begin('w');
+    driver_->run_until([&] { return openers_->arrived > 0; });
+    size_t left = 0;
+    openers_->on_allow = [&] { left = unanswered(answers); };
+    lock.release();
+    driver_->run_until([&] { return opener.answered(); });
+    EXPECT_EQ(opener.result(), '+');
+    // The last to make way for it is answered just afterwards.
+    EXPECT_GT(left, 1u);
+    openers_->on_allow = nullptr;
+    expect_written(file, answers);
+    EXPECT_EQ(ack(file), Ack::Strict);
+    stop();
+}
+
+TEST_P(LockedFilesTest, AnOpenerGoesBeforeWhatIsNotBegun) {
+    expect_opener_goes_first(kMiB);
+}
+
+TEST_P(LockedFilesTest, AnOpenerGoesBeforeTheRestOfLongWrites) {
+    expect_opener_goes_first(kFileSize / 2);
+}
+
+TEST_P(LockedFilesTest, AFreezeWaitsForWhatIsBegunOnly) {
+    const UniqueFd reader = open_by_others("data", O_RDONLY | O_DIRECT);
+    const FileRef file = open("data");
+    LockedInode lock(reader.get(), LockedInode::By::DirectRead, 0);
+    const auto answers = write_plain(file, kMiB);
+    // They are submitted, and begun, before the freeze.
+    ASSERT_TRUE(driver_->read(open("other"), 0, 4096));
+    size_t left = 0;
+    bool frozen = false;
+    target_->freeze([&](const Result<>& done) {
+        EXPECT_TRUE(done);
+        frozen = true;
+        left = unanswered(answers);
+    });
+    lock.release();
+    driver_->run_until([&] { return frozen; });
+    EXPECT_GT(left, 0u);
+    EXPECT_LT(left, answers.size());
+    target_->thaw();
+    expect_written(file, answers);
+    stop();
+}
+
+TEST_P(LockedFilesTest, AStopAnswersWhatWaits) {
+    const UniqueFd reader = open_by_others("data", O_RDONLY | O_DIRECT);
+    FileRef file = open("data");
+    LockedInode lock(reader.get(), LockedInode::By::DirectRead, 0);
+    const auto answers = write_plain(file, kMiB);
+    target_->close(std::move(file));
+    std::optional<Result<>> stopped;
+    target_->stop([&](Result<> done) { stopped = std::move(done); });
+    lock.release();
+    driver_->run_until([&] { return stopped.has_value(); });
+    EXPECT_TRUE(*stopped);
+    for (const Answer& answer : answers) EXPECT_TRUE(answer->has_value() && **answer);
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, LockedFilesTest,
