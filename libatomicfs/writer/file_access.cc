@@ -214,7 +214,8 @@ void FileAccess::let_go() {
 
 void FileAccess::reopen() {
     probing_ = true;
-    around_.helper.run(
+    around_.opening.run(
+        static_cast<HelperThreads::Lane>(read_only()),
         [fd = read_only_] {
             const std::string path = fmt::format("/proc/self/fd/{}", fd->get());
             // A lease would keep this thread, and with it all other files, waiting for a minute.

@@ -31,7 +31,7 @@
 // writes are refused with EBUSY; nothing waits for it.
 //
 // A probe needs that we have no writable descriptor ourselves, and opening one again is an open
-// like any other: made by the helper thread, answered by the loop.
+// like any other: made by a helper thread, answered by the loop. No other work gets before it.
 //
 // Threads: the event loop's.
 #pragma once
@@ -44,7 +44,7 @@
 #include <string>
 #include <vector>
 
-#include "writer/helper_thread.h"
+#include "writer/helper_threads.h"
 #include "writer/openers.h"
 #include "writer/target.h"
 
@@ -54,7 +54,7 @@ class FileAccess {
   public:
     struct Surroundings {
         EventLoop& loop;
-        HelperThread& helper;
+        HelperThreads& opening;      // opens the file again
         Openers* openers = nullptr;  // null: none, and why
         std::string why_no_watch;
         // New writes may begin again, or can't ever.
@@ -84,6 +84,9 @@ class FileAccess {
 
     Ack ack() const { return strict_ ? Ack::Strict : Ack::Exclusive; }
     std::string why_strict() const;
+    // How often it was asked who can write: the same number and exclusive both times means that
+    // nobody else could in between.
+    uint64_t probes() const { return probes_; }
 
     // What the watch saw of this file.
     void opened(pid_t pid, uint64_t token);
@@ -114,7 +117,7 @@ class FileAccess {
     void look_again(std::chrono::milliseconds after);
 
     Surroundings around_;
-    std::shared_ptr<UniqueFd> read_only_;  // the helper thread's too
+    std::shared_ptr<UniqueFd> read_only_;  // the helper threads' too
     UniqueFd direct_;
     bool watched_ = false;
     bool held_ = true;

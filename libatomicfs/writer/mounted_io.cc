@@ -17,6 +17,10 @@ namespace {
 
 constexpr long kCachestat = 451;
 
+// Of the plain writes of one file, at a time: so many pieces, and bytes of two of the longest.
+constexpr size_t kPlainPiece = size_t{4} << 20;
+constexpr size_t kPlainPieces = 16;
+
 struct CachestatRange {
     uint64_t offset;
     uint64_t length;
@@ -96,18 +100,56 @@ void MountedTarget::start_read(std::unique_ptr<Pending> pending) {
 
 void MountedTarget::start_plain(std::unique_ptr<Pending> pending) {
     order_.hold(pending->ranges, pending->use());
-    ++running_;
-    std::shared_ptr<Pending> running = std::move(pending);
-    const WriteOp::Range& range = running->op->ranges[0];
-    const auto file = std::static_pointer_cast<SharedFile>(range.file);
-    file->access.use();
-    write_cached(file, range.offset, range.data, [this, running, file](Result<> done) {
-        finish_simple(*running);
-        if (!done) return running->fail_with(done.error());
-        ++counts_.writes_plain;
-        counts_.bytes_plain += running->ranges[0].length.value();
-        running->op->done(WriteDone{});
-    });
+    const auto file = std::static_pointer_cast<SharedFile>(pending->op->ranges[0].file);
+    // The pump goes on.
+    plain_[file].waiting.push_back(std::move(pending));
+}
+
+// Whoever opens the file, or freezes, has to wait for what the helper threads have of it.
+void MountedTarget::continue_plain(const SharedRef& file, PlainWrites& writes) {
+    while (!writes.waiting.empty() && !commit_->poisoned() && !frozen_ && !file->access.held()) {
+        std::shared_ptr<Pending> pending = writes.waiting.front();
+        const auto left = pending->op->ranges[0].data.subspan(pending->written.value());
+        const auto piece = left.first(std::min(left.size(), kPlainPiece));
+        const Bytes length(piece.size());
+        if (writes.running > 0 && (writes.running == kPlainPieces ||
+                                   writes.running_bytes + length > Bytes(2 * kPlainPiece)))
+            return;
+        writes.waiting.pop_front();
+        if (const Error* broken = file->access.broken(); broken != nullptr) {
+            finish_plain(*pending, fail(Error(*broken)));
+            continue;
+        }
+        file->access.use();
+        ++running_;
+        ++writes.running;
+        writes.running_bytes += length;
+        write_cached(file, pending->ranges[0].offset + pending->written, piece,
+                     [this, file, pending, length](Result<> done) {
+                         PlainWrites& others = plain_.at(file);
+                         --running_;
+                         --others.running;
+                         others.running_bytes -= length;
+                         pending->written += length;
+                         // Openers first.
+                         file->access.unuse();
+                         if (done && pending->written < pending->ranges[0].length)
+                             others.waiting.push_front(pending);
+                         else
+                             finish_plain(*pending, std::move(done));
+                         continue_plain(file, others);
+                         schedule_pump();
+                     });
+    }
+}
+
+void MountedTarget::finish_plain(Pending& pending, Result<> result) {
+    order_.release(pending.ranges, pending.use());
+    schedule_pump();
+    if (!result) return pending.fail_with(result.error());
+    ++counts_.writes_plain;
+    counts_.bytes_plain += pending.ranges[0].length.value();
+    pending.op->done(WriteDone{});
 }
 
 void MountedTarget::start_native(std::unique_ptr<Pending> pending) {
@@ -239,7 +281,8 @@ void MountedTarget::place_cached(const SharedRef& file, ByteOffset offset,
                                  std::function<void(Result<>)> done) {
     ++running_;
     file->cached_writes = true;
-    helper_->run(
+    helpers_->run(
+        file->inode,
         [direct = file->access.direct(), offset, data]() -> int {
             const UniqueFd fd = open_cached(direct);
             if (!fd) return -errno;
@@ -285,7 +328,8 @@ void MountedTarget::write_cached(const SharedRef& file, ByteOffset offset,
                                  std::function<void(Result<>)> done) {
     ++running_;
     file->cached_writes = true;
-    helper_->run(
+    helpers_->run(
+        file->inode,
         [direct = file->access.direct(), offset, data]() -> int {
             const UniqueFd fd = open_cached(direct);
             return fd ? write_all(fd.get(), offset, data) : -errno;
@@ -319,7 +363,7 @@ void MountedTarget::flush_file(const SharedRef& file, std::function<void(Result<
 // the log's times, so there is one to commit.
 void MountedTarget::commit_everything(std::function<void(Result<>)> done) {
     ++running_;
-    helper_->run(
+    helpers_->run(
         [fd = log_fd_]() -> int {
             return ::futimens(fd, nullptr) == 0 && ::fsync(fd) == 0 ? 0 : -errno;
         },
@@ -382,7 +426,8 @@ void MountedTarget::flush(FileRef file, std::function<void(Result<>)> done) {
 void MountedTarget::flush_noisy(const SharedRef& file, int before,
                                 const std::function<void(Result<>)>& done) {
     ++running_;
-    helper_->run(
+    helpers_->run(
+        file->inode,
         [fd = file->access.read_only(), before]() -> int {
             constexpr unsigned kWrite =
                 SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;

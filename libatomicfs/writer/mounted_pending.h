@@ -24,14 +24,15 @@ struct MountedTarget::Pending {
     std::unique_ptr<WriteOp> op;  // not of a read
     std::vector<HeldRange> ranges;
     std::vector<Bytes> new_sizes;  // of a logged one, once prepared; 0: unchanged
-    bool prepared = false;
-    bool retiring = false;  // waits for live records of its range
-    bool forced = false;    // native or nothing
+    bool prepared = false;         // its blocks are there, as far as anybody can tell
+    bool retiring = false;         // waits for live records of its range
+    bool forced = false;           // native or nothing
     // A read.
     FileRef file;
     std::span<std::byte> into;
     std::function<void(Result<Bytes>)> read_done;
     AlignedMemory bounce;
+    Bytes written;  // of a plain one
 
     RangeOrder::Use use() const {
         return kind == Kind::Read ? RangeOrder::Use::Read : RangeOrder::Use::Write;
@@ -48,6 +49,23 @@ struct MountedTarget::Pending {
             op->done(fail(Error(error)));
         }
     }
+};
+
+// A logged write whose blocks are being looked for.
+struct MountedTarget::Asking {
+    std::unique_ptr<Pending> pending;
+    size_t left = 0;  // ranges
+    Result<> result;
+};
+
+// Is there a hole in this range of a file? Then it is to be allocated.
+struct MountedTarget::Question {
+    std::shared_ptr<Asking> asking;
+    off_t offset = 0;
+    off_t length = 0;
+    // The answer.
+    off_t data_to = 0;  // there is none, up to here
+    int error = 0;
 };
 
 // The group that the pump is putting together.

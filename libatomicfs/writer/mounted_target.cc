@@ -13,6 +13,9 @@ using namespace std::chrono_literals;
 // A group beyond this waits for no gain: the log write's length then decides, not its latency.
 constexpr Bytes kGroupBytes{uint64_t{4} << 20};
 constexpr size_t kGroupParts = 512;
+// So many files may be kept locked by somebody before others' plain writes and allocations wait.
+constexpr size_t kHelperThreads = 4;
+constexpr size_t kOpeningThreads = 2;
 // Live records of a volume at rest are retired after this, so that nobody waits for them.
 constexpr auto kRest = 200ms;
 
@@ -31,7 +34,8 @@ Result<std::unique_ptr<MountedTarget>> MountedTarget::open(EventLoop& loop,
 }
 
 Result<> MountedTarget::start(const LogContents& contents, Options options) {
-    helper_ = A4_TRY(HelperThread::start(loop_));
+    helpers_ = A4_TRY(HelperThreads::start(loop_, kHelperThreads));
+    opening_ = A4_TRY(HelperThreads::start(loop_, kOpeningThreads));
     openers_ = std::move(options.openers);
     why_no_watch_ = std::move(options.why_no_openers);
     native_limits_ = std::move(options.native_limits);
@@ -97,7 +101,7 @@ void MountedTarget::open_file(UniqueFd descriptor, pid_t peer, bool cooperative,
         if (!witness) return refuse(witness.error());
         FileAccess::Surroundings around{
             loop_,
-            *helper_,
+            *opening_,
             openers_.get(),
             why_no_watch_,
             [this] { schedule_pump(); },
@@ -250,6 +254,8 @@ bool MountedTarget::may_run(Pending& pending) {
         // Reads don't need the writable descriptor.
         if (pending.kind != Pending::Kind::Read) held = held || shared(file).access.held();
     });
+    // Whoever it waits for may punch holes.
+    if (held) pending.prepared = false;
     return !held && order_.may_start(pending.ranges, pending.use());
 }
 
@@ -271,6 +277,8 @@ void MountedTarget::pump() {
         order_.pass_over((*it)->ranges, (*it)->use());
         ++it;
     }
+    send_questions();
+    for (auto& [file, writes] : plain_) continue_plain(file, writes);
     if (!plan.items.empty()) {
         if (on_group)
             on_group(plan.items.size(),
@@ -324,69 +332,14 @@ bool MountedTarget::retired_first(Pending& pending) {
     return !live;
 }
 
-// What a logged write needs before its record: sizes known, blocks there. False: blocks are
-// missing.
-Result<bool> MountedTarget::prepare(Pending& pending) {
-    pending.new_sizes.clear();
-    bool there = true;
-    for (const WriteOp::Range& range : pending.op->ranges) {
-        SharedFile& file = shared(range.file);
-        const Bytes length(range.data.size());
-        const Bytes end((range.offset + length).value());
-        const Bytes size = A4_TRY(file.size());
-        pending.new_sizes.push_back(end > size ? end : Bytes(0));
-        there =
-            there && (pending.prepared || (end <= size && file.allocated(range.offset, length)));
-    }
-    return there;
-}
-
-// On the helper thread: it may wait, for a frozen volume too.
-void MountedTarget::allocate(std::unique_ptr<Pending> pending) {
-    order_.hold(pending->ranges, pending->use());
-    ++running_;
-    struct Hole {
-        int fd;
-        off_t offset;
-        off_t length;
-    };
-    std::vector<Hole> holes;
-    std::vector<FileRef> users;
-    for (const WriteOp::Range& range : pending->op->ranges) {
-        SharedFile& file = shared(range.file);
-        file.access.use();
-        users.push_back(range.file);
-        holes.push_back({file.access.direct(), static_cast<off_t>(range.offset.value()),
-                         static_cast<off_t>(range.data.size())});
-    }
-    auto moved = std::make_shared<std::unique_ptr<Pending>>(std::move(pending));
-    helper_->run(
-        [holes] {
-            for (const Hole& hole : holes) {
-                if (::fallocate(hole.fd, FALLOC_FL_KEEP_SIZE, hole.offset, hole.length) != 0 &&
-                    errno != EOPNOTSUPP)
-                    return -errno;
-            }
-            return 0;
-        },
-        [this, moved, users](int result) {
-            std::unique_ptr<Pending> it = std::move(*moved);
-            --running_;
-            order_.release(it->ranges, it->use());
-            for (const FileRef& file : users) shared(file).access.unuse();
-            if (result < 0) {
-                it->fail_with(Error::from_errno(-result, "allocating blocks for the write"));
-            } else {
-                it->prepared = true;
-                queue_.push_front(std::move(it));
-            }
-            schedule_pump();
-        });
-}
-
 bool MountedTarget::plan_logged(std::unique_ptr<Pending>& pending, GroupPlan& plan) {
-    if (plan.full || !commit_->ready()) return false;
     const WriteOp& op = *pending->op;
+    const bool strict = std::ranges::any_of(op.ranges, [](const WriteOp::Range& range) {
+        return shared(range.file).access.ack() == Ack::Strict;
+    });
+    // Asked while a group is on its way, so that the answer costs no time.
+    if (strict && !pending->prepared) return ask_blocks(pending);
+    if (plan.full || !commit_->ready()) return false;
     Bytes bytes;
     for (const WriteOp::Range& range : op.ranges) bytes += Bytes(range.data.size());
     const size_t parts = plan.parts + op.ranges.size();
@@ -405,20 +358,15 @@ bool MountedTarget::plan_logged(std::unique_ptr<Pending>& pending, GroupPlan& pl
         pending->fail_with(there.error());
         return true;
     }
-    if (!*there) {
-        allocate(std::move(pending));
-        return true;
-    }
+    if (!*there) return ask_blocks(pending);
 
     GroupCommit::Item item;
-    bool strict = false;
     bool grows = false;
     for (size_t i = 0; i < op.ranges.size(); ++i) {
         const WriteOp::Range& range = op.ranges[i];
         SharedFile& file = shared(range.file);
         file.access.use();
         ++file.writes_logged;
-        strict = strict || file.access.ack() == Ack::Strict;
         grows = grows || pending->new_sizes[i].value() > 0;
         item.parts.push_back({range.file,
                               {file.inode, file.generation, range.offset, Bytes(range.data.size()),
@@ -466,6 +414,11 @@ void MountedTarget::fail_all() {
         else
             pending->fail_with(commit_->in_doubt());
     }
+    for (auto& [file, writes] : plain_) {
+        std::deque<std::shared_ptr<Pending>> waiting;
+        waiting.swap(writes.waiting);
+        for (const auto& pending : waiting) finish_plain(*pending, fail(commit_->in_doubt()));
+    }
 }
 
 // A file that no client has open goes when no request of it is left and no record of it is live:
@@ -491,9 +444,15 @@ bool MountedTarget::may_go(const SharedRef& file) {
 
 // Files that nobody needs go; when nothing runs the waiting are told and live records retire.
 void MountedTarget::settle() {
+    std::erase_if(plain_, [](const auto& entry) {
+        return entry.second.waiting.empty() && entry.second.running == 0;
+    });
     std::erase_if(files_, [this](const auto& entry) { return may_go(entry.second); });
-    const bool writes_wait = std::ranges::any_of(
-        queue_, [](const auto& pending) { return pending->kind != Pending::Kind::Read; });
+    const bool writes_wait =
+        std::ranges::any_of(
+            queue_, [](const auto& pending) { return pending->kind != Pending::Kind::Read; }) ||
+        std::ranges::any_of(plain_,
+                            [](const auto& entry) { return !entry.second.waiting.empty(); });
     // Reads change nothing: a frozen volume has them all the time.
     const bool quiet = running_ == 0 && (frozen_ || reading_ == 0) &&
                        (commit_->poisoned() || !commit_->device_busy()) &&

@@ -6,7 +6,8 @@
 //            preallocated before, so that no record is written whose placement has no space
 //   native   RWF_ATOMIC through the file, where statx(2) says that it can. In auto what the kernel
 //            turns down, and what collides with others (below), is logged instead
-//   plain    O_DIRECT where it is aligned, else through the page cache
+//   plain    through the page cache, in pieces and not many of a file at a time: others who open
+//            the file, or freeze the volume, wait for those only
 //
 // Before a native or plain write, records that are live in its range retire.
 //
@@ -20,6 +21,7 @@
 // Threads: the event loop's.
 #pragma once
 
+#include <deque>
 #include <list>
 #include <map>
 
@@ -77,7 +79,15 @@ class MountedTarget final : public Target, private GroupCommit::Placer {
 
   private:
     struct Pending;
+    struct Asking;
+    struct Question;
     using SharedRef = std::shared_ptr<SharedFile>;
+    // Of one file: those that hold their ranges, in the order of their submission.
+    struct PlainWrites {
+        std::deque<std::shared_ptr<Pending>> waiting;  // for a turn with the helper threads
+        size_t running = 0;                            // pieces that they have
+        Bytes running_bytes;
+    };
 
     MountedTarget(EventLoop& loop, std::unique_ptr<MountedVolume> volume);
     Result<> start(const LogContents& contents, Options options);
@@ -91,13 +101,20 @@ class MountedTarget final : public Target, private GroupCommit::Placer {
     // True: it has left the queue.
     bool start_one(std::unique_ptr<Pending>& pending, struct GroupPlan& plan);
     Result<bool> prepare(Pending& pending);
-    void allocate(std::unique_ptr<Pending> pending);
+    // True: it has left the queue.
+    bool ask_blocks(std::unique_ptr<Pending>& pending);
+    void send_questions();
+    void answered(const SharedRef& file, std::span<Question> questions,
+                  const struct FileLayout& before);
+    void answered(Asking& asking);
     bool plan_logged(std::unique_ptr<Pending>& pending, GroupPlan& plan);
     bool retired_first(Pending& pending);
     void start_native(std::unique_ptr<Pending> pending);
     void native_done(const std::shared_ptr<Pending>& pending, int result);
     void log_instead(const std::shared_ptr<Pending>& pending);
     void start_plain(std::unique_ptr<Pending> pending);
+    void continue_plain(const SharedRef& file, PlainWrites& writes);
+    void finish_plain(Pending& pending, Result<> result);
     void start_read(std::unique_ptr<Pending> pending);
     void finish_simple(Pending& pending);
     void fail_all();
@@ -128,7 +145,8 @@ class MountedTarget final : public Target, private GroupCommit::Placer {
 
     EventLoop& loop_;
     std::unique_ptr<MountedVolume> volume_;
-    std::unique_ptr<HelperThread> helper_;
+    std::unique_ptr<HelperThreads> helpers_;  // a lane for each file, by its inode
+    std::unique_ptr<HelperThreads> opening_;  // openers are waiting for these
     std::unique_ptr<Openers> openers_;
     std::string why_no_watch_;
     std::function<AtomicLimits(int fd)> native_limits_;
@@ -139,6 +157,8 @@ class MountedTarget final : public Target, private GroupCommit::Placer {
 
     std::map<uint32_t, SharedRef> files_;
     std::list<std::unique_ptr<Pending>> queue_;
+    std::map<SharedRef, std::vector<Question>> questions_;  // of this turn of the loop
+    std::map<SharedRef, PlainWrites> plain_;
     RangeOrder order_;
     std::vector<SharedRef> dirty_;
     size_t running_ = 0;  // plain and native writes, preparations, placements, flushes

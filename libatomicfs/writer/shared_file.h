@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <optional>
 
 #include "device/device.h"
@@ -12,6 +13,15 @@
 #include "writer/file_access.h"
 
 namespace atomic4 {
+
+// As long as it stays the same nobody can have made a hole, nor by truncate(2), which opens
+// nothing.
+struct FileLayout {
+    uint64_t probe = 0;  // FileAccess::probes; 0: others write
+    off_t size = 0;
+    blkcnt_t blocks = 0;
+    bool operator==(const FileLayout&) const = default;
+};
 
 class SharedFile final : public TargetFile {
   public:
@@ -32,26 +42,29 @@ class SharedFile final : public TargetFile {
         return Bytes(static_cast<uint64_t>(st.st_size));
     }
 
-    // Nothing has to be allocated to write there. Before EOF and not a hole; what is preallocated
-    // but unwritten counts as a hole here. truncate(2) makes holes in a file that nobody opens, and
-    // a placement that finds no space is one too late: what is known holds while the file has as
-    // many blocks as then.
-    bool allocated(ByteOffset offset, Bytes length) {
-        const uint64_t from = offset.value();
-        const uint64_t to = from + length.value();
+    FileLayout layout() const {
         struct stat now{};
-        if (::fstat(access.read_only(), &now) != 0) return false;
-        const bool known = from >= data_from_ && to <= data_to_ && now.st_size == known_size_ &&
-                           now.st_blocks == known_blocks_;
-        // Others could have punched a hole meanwhile, and filled another.
-        if (known && access.ack() == Ack::Exclusive) return true;
-        const off_t hole = ::lseek(access.read_only(), static_cast<off_t>(from), SEEK_HOLE);
-        if (hole < 0 || static_cast<uint64_t>(hole) < to) return false;
-        data_from_ = from;
-        data_to_ = static_cast<uint64_t>(hole);
-        known_size_ = now.st_size;
-        known_blocks_ = now.st_blocks;
-        return true;
+        if (access.ack() != Ack::Exclusive || ::fstat(access.read_only(), &now) != 0) return {};
+        return {access.probes(), now.st_size, now.st_blocks};
+    }
+    // Nothing has to be allocated to write there, as was seen while the layout was this. What is
+    // preallocated but unwritten counts as a hole here. (Asking takes the inode's lock:
+    // mounted_blocks.cc.)
+    bool known_allocated(ByteOffset offset, Bytes length) const {
+        return offset.value() >= data_from_ && offset.value() + length.value() <= data_to_ &&
+               seen_.probe != 0 && layout() == seen_;
+    }
+    // No hole between the two, seen after the layout was so.
+    void saw_data(uint64_t from, uint64_t to, const FileLayout& before) {
+        if (before.probe == 0 || layout() != before) return;
+        if (seen_ != before || to < data_from_ || from > data_to_) {
+            seen_ = before;
+            data_from_ = from;
+            data_to_ = to;
+        } else {
+            data_from_ = std::min(data_from_, from);
+            data_to_ = std::max(data_to_, to);
+        }
     }
 
     // Whether pages of this file, whoever wrote them, could not be written back or were in a direct
@@ -71,6 +84,7 @@ class SharedFile final : public TargetFile {
     const AtomicLimits native;
     FileAccess access;
     size_t handles = 0;
+    bool asking = false;           // the helper threads are looking for its holes
     bool leaving = false;          // without handles, it waits for its records to retire
     bool dirty = false;            // written since the last flush
     bool cached_writes = false;    // we have written it through the page cache ourselves
@@ -79,10 +93,8 @@ class SharedFile final : public TargetFile {
   private:
     UniqueFd witness_;
     bool noisy_ = false;
-    // No hole in between, when last asked, and what the file was like then.
     uint64_t data_from_ = 0, data_to_ = 0;
-    off_t known_size_ = 0;
-    blkcnt_t known_blocks_ = 0;
+    FileLayout seen_;
 };
 
 }  // namespace atomic4

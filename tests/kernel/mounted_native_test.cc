@@ -72,7 +72,7 @@ class MountedNativeTest : public ::testing::TestWithParam<EventLoop::Backend> {
         ASSERT_TRUE(target) << target.error().message;
         target_ = std::move(*target);
         driver_.emplace(*loop_, *target_);
-        others_ = HelperThread::start(*loop_).value();
+        others_ = HelperThreads::start(*loop_).value();
     }
     // Without a last word to the log.
     void kill() {
@@ -129,7 +129,7 @@ class MountedNativeTest : public ::testing::TestWithParam<EventLoop::Backend> {
     std::optional<MountedImage> image_;
     std::unique_ptr<NativeLoop> loop_;
     std::unique_ptr<MountedTarget> target_;
-    std::unique_ptr<HelperThread> others_;
+    std::unique_ptr<HelperThreads> others_;
     std::optional<TargetDriver> driver_;
     std::mt19937_64 random_{42};
 };

@@ -63,7 +63,7 @@ class MountedTargetTest : public ::testing::TestWithParam<EventLoop::Backend> {
         ASSERT_TRUE(target) << target.error().message;
         target_ = std::move(*target);
         driver_.emplace(*loop_, *target_);
-        opener_ = HelperThread::start(*loop_).value();
+        opener_ = HelperThreads::start(*loop_).value();
     }
     // By another thread: the loop's own would wait for itself.
     UniqueFd open_file(const std::string& name, int flags) {
@@ -127,7 +127,7 @@ class MountedTargetTest : public ::testing::TestWithParam<EventLoop::Backend> {
     std::optional<MountedImage> image_;
     std::unique_ptr<EventLoop> loop_;
     std::unique_ptr<MountedTarget> target_;
-    std::unique_ptr<HelperThread> opener_;
+    std::unique_ptr<HelperThreads> opener_;
     std::optional<TargetDriver> driver_;
     std::mt19937_64 random_{42};
 };

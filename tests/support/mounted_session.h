@@ -9,7 +9,7 @@
 
 #include "redo/mounted_replay.h"
 #include "support/target_driver.h"
-#include "writer/helper_thread.h"
+#include "writer/helper_threads.h"
 #include "writer/mounted_target.h"
 
 namespace atomic4::test {
@@ -30,7 +30,7 @@ class MountedSession {
         session->target_ = A4_TRY(MountedTarget::open(*session->loop_, std::move(volume),
                                                       log.contents, std::move(options)));
         session->driver_.emplace(*session->loop_, *session->target_);
-        session->others_ = A4_TRY(HelperThread::start(*session->loop_));
+        session->others_ = A4_TRY(HelperThreads::start(*session->loop_));
         return session;
     }
     ~MountedSession() {
@@ -44,7 +44,7 @@ class MountedSession {
     MountedTarget& target() { return *target_; }
     TargetDriver& driver() { return *driver_; }
     // For what others do: the loop's own thread must not wait for itself.
-    HelperThread& others() { return *others_; }
+    HelperThreads& others() { return *others_; }
     std::string path(const std::string& name) const { return dir_ + "/" + name; }
 
     // What others' work returned, while the loop goes on.
@@ -79,7 +79,7 @@ class MountedSession {
     std::string dir_;
     std::unique_ptr<EventLoop> loop_;
     std::unique_ptr<MountedTarget> target_;
-    std::unique_ptr<HelperThread> others_;
+    std::unique_ptr<HelperThreads> others_;
     std::optional<TargetDriver> driver_;
 };
 

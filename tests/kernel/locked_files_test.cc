@@ -1,0 +1,263 @@
+// Files of a mounted target that another program keeps locked, and files with a lot to write: what
+// goes on meanwhile. All by the order of events: what has to come first does so while the other
+// can't come at all.
+#include <gmock/gmock.h>
+
+#include "support/locked_inode.h"
+#include "support/mounted_image.h"
+#include "support/other_process.h"
+#include "support/privileged.h"
+#include "support/target_driver.h"
+#include "writer/helper_threads.h"
+#include "writer/mounted_target.h"
+
+namespace atomic4::test {
+namespace {
+
+constexpr uint64_t kKiB = 1024;
+constexpr uint64_t kMiB = 1024 * kKiB;
+constexpr uint64_t kFileSize = 16 * kMiB;
+
+using Answer = std::shared_ptr<std::optional<Result<WriteDone>>>;
+
+class WatchedOpeners final : public Openers {
+  public:
+    explicit WatchedOpeners(UniqueFd group) : own_(std::move(group)) {}
+    int fd() const override { return own_.fd(); }
+    Result<> watch(int file) override { return own_.watch(file); }
+    Result<> unwatch(int file) override { return own_.unwatch(file); }
+    Result<> drain(const OpenWatch::Handler& handler) override {
+        return own_.drain([&](const OpenEvent& event) {
+            if (event.kind == OpenEvent::Kind::Open) ++arrived;
+            handler(event);
+        });
+    }
+    Result<> allow(uint64_t token) override {
+        if (on_allow) on_allow();
+        return own_.allow(token);
+    }
+
+    size_t arrived = 0;
+    std::function<void()> on_allow;
+
+  private:
+    OwnOpeners own_;
+};
+
+class LockedFilesTest : public ::testing::TestWithParam<EventLoop::Backend> {
+  protected:
+    void SetUp() override {
+        if (const auto why = why_no_mounts()) A4_SKIP(*why);
+        if (const auto why = LockedInode::why_not()) A4_SKIP(*why);
+        EnableOptions options;
+        options.log_size = Bytes(8 * kMiB);
+        image_.emplace(make_atomic4(128 * kMiB, {"-b", "4096"}, options));
+        image_->mount();
+        loop_ = EventLoop::create(GetParam()).value();
+        others_ = HelperThreads::start(*loop_).value();
+        auto volume = MountedVolume::open(image_->dir()).value();
+        const auto contents = read_log(volume->log(), volume->attr().log_id).value();
+        MountedTarget::Options serving;
+        auto openers = std::make_unique<WatchedOpeners>(OpenWatch::new_group().value());
+        openers_ = openers.get();
+        serving.openers = std::move(openers);
+        target_ =
+            MountedTarget::open(*loop_, std::move(volume), contents, std::move(serving)).value();
+        driver_.emplace(*loop_, *target_);
+        make("data");
+        make("other");
+    }
+    void TearDown() override {
+        target_.reset();
+        others_.reset();
+        loop_.reset();
+    }
+    std::string path(const std::string& name) const { return image_->file(name); }
+    void make(const std::string& name) {
+        const UniqueFd fd = open_by_others(name, O_RDWR | O_CREAT);
+        const std::vector<std::byte> zeros(kFileSize);
+        ASSERT_EQ(::pwrite(fd.get(), zeros.data(), zeros.size(), 0), ssize_t{kFileSize});
+        ASSERT_EQ(::fsync(fd.get()), 0);
+    }
+    // By another thread: the loop's own would wait for itself.
+    UniqueFd open_by_others(const std::string& name, int flags) {
+        std::optional<int> result;
+        others_->run(
+            [where = path(name), flags] {
+                const int fd = ::open(where.c_str(), flags | O_CLOEXEC, 0644);
+                return fd < 0 ? -errno : fd;
+            },
+            [&](int fd) { result = fd; });
+        while (!result) EXPECT_TRUE(loop_->run_once());
+        return UniqueFd(*result < 0 ? -1 : *result);
+    }
+    FileRef open(const std::string& name) {
+        auto shared = std::make_shared<UniqueFd>(open_by_others(name, O_RDWR));
+        return driver_
+            ->wait<FileRef>([&](auto done) {
+                target_->open_file(std::move(*shared), ::getpid(), false, std::move(done));
+            })
+            .value();
+    }
+    Ack ack(const FileRef& file) { return target_->limits(file).value().ack; }
+    void stop() {
+        const auto stopped = driver_->stop();
+        EXPECT_TRUE(stopped) << stopped.error().message;
+    }
+
+    // All of the file, by plain writes of so many bytes.
+    std::vector<Answer> write_plain(const FileRef& file, uint64_t each) {
+        std::vector<Answer> answers;
+        for (uint64_t at = 0; at < kFileSize; at += each)
+            answers.push_back(driver_->submit(WriteOp::Kind::Plain, file, at,
+                                              std::span(bytes_).subspan(at, each)));
+        return answers;
+    }
+    static size_t unanswered(const std::vector<Answer>& answers) {
+        return static_cast<size_t>(
+            std::ranges::count_if(answers, [](const Answer& it) { return !it->has_value(); }));
+    }
+    void expect_written(const FileRef& file, const std::vector<Answer>& answers) {
+        for (const Answer& answer : answers) EXPECT_TRUE(driver_->finish(answer));
+        EXPECT_EQ(driver_->read(file, 0, kFileSize).value(), bytes_);
+    }
+    // While "data" is locked and plain writes to it are begun.
+    void expect_opener_goes_first(uint64_t each);
+
+    std::optional<MountedImage> image_;
+    std::unique_ptr<EventLoop> loop_;
+    std::unique_ptr<HelperThreads> others_;
+    std::unique_ptr<MountedTarget> target_;
+    WatchedOpeners* openers_ = nullptr;
+    std::optional<TargetDriver> driver_;
+    std::mt19937_64 random_{42};
+    const std::vector<std::byte> bytes_ = random_bytes(kFileSize, random_);
+};
+
+TEST_P(LockedFilesTest, AStrictWriteWaitsWithoutTheOthers) {
+    const UniqueFd writer = open_by_others("data", O_RDWR);
+    const FileRef file = open("data");
+    ASSERT_EQ(ack(file), Ack::Strict);
+    LockedInode lock(writer.get(), LockedInode::By::Write, 8 * kMiB);
+
+    const auto data = std::span(bytes_);
+    const Answer first =
+        driver_->submit(WriteOp::Kind::Atomic, file, 0, data.subspan(0, 16 * kKiB));
+    const Answer second =
+        driver_->submit(WriteOp::Kind::Atomic, file, 4 * kKiB, data.subspan(64 * kKiB, 4 * kKiB));
+    const FileRef other = open("other");
+    EXPECT_TRUE(driver_->write(other, 0, data.subspan(0, 16 * kKiB)));
+    EXPECT_TRUE(driver_->write_plain(other, kMiB, data.subspan(0, kMiB)));
+    EXPECT_EQ(target_->limits(file)->size, Bytes(kFileSize));
+    EXPECT_TRUE(lock.held());
+    EXPECT_FALSE(first->has_value());
+    EXPECT_FALSE(second->has_value());
+
+    lock.release();
+    EXPECT_TRUE(driver_->finish(first));
+    EXPECT_TRUE(driver_->finish(second));
+    std::vector<std::byte> expected(data.begin(), data.begin() + 16 * kKiB);
+    std::ranges::copy(data.subspan(64 * kKiB, 4 * kKiB), expected.begin() + 4 * kKiB);
+    EXPECT_EQ(driver_->read(file, 0, 16 * kKiB).value(), expected);
+    stop();
+}
+
+TEST_P(LockedFilesTest, PlainWritesWaitWithoutTheOthers) {
+    const UniqueFd reader = open_by_others("data", O_RDONLY | O_DIRECT);
+    const FileRef file = open("data");
+    ASSERT_EQ(ack(file), Ack::Exclusive);
+    LockedInode lock(reader.get(), LockedInode::By::DirectRead, 0);
+    const auto answers = write_plain(file, 64 * kKiB);
+
+    const FileRef other = open("other");
+    EXPECT_TRUE(driver_->write_plain(other, 0, std::span(bytes_).subspan(0, kMiB)));
+    EXPECT_TRUE(driver_->write(other, kMiB, std::span(bytes_).subspan(0, kMiB)));
+    OtherProcess opener(path("other"));
+    opener.begin('w');
+    driver_->run_until([&] { return opener.answered(); });
+    EXPECT_EQ(opener.result(), '+');
+    EXPECT_TRUE(driver_->write(other, 0, std::span(bytes_).subspan(0, kMiB)));
+    EXPECT_TRUE(lock.held());
+    EXPECT_EQ(unanswered(answers), answers.size());
+
+    lock.release();
+    expect_written(file, answers);
+    stop();
+}
+
+void LockedFilesTest::expect_opener_goes_first(uint64_t each) {
+    const UniqueFd reader = open_by_others("data", O_RDONLY | O_DIRECT);
+    const FileRef file = open("data");
+    ASSERT_EQ(ack(file), Ack::Exclusive);
+    LockedInode lock(reader.get(), LockedInode::By::DirectRead, 0);
+    const auto answers = write_plain(file, each);
+    OtherProcess opener(path("data"));
+    opener.begin('w');
+    driver_->run_until([&] { return openers_->arrived > 0; });
+    size_t left = 0;
+    openers_->on_allow = [&] { left = unanswered(answers); };
+    lock.release();
+    driver_->run_until([&] { return opener.answered(); });
+    EXPECT_EQ(opener.result(), '+');
+    // The last to make way for it is answered just afterwards.
+    EXPECT_GT(left, 1u);
+    openers_->on_allow = nullptr;
+    expect_written(file, answers);
+    EXPECT_EQ(ack(file), Ack::Strict);
+    stop();
+}
+
+TEST_P(LockedFilesTest, AnOpenerGoesBeforeWhatIsNotBegun) {
+    expect_opener_goes_first(kMiB);
+}
+
+TEST_P(LockedFilesTest, AnOpenerGoesBeforeTheRestOfLongWrites) {
+    expect_opener_goes_first(kFileSize / 2);
+}
+
+TEST_P(LockedFilesTest, AFreezeWaitsForWhatIsBegunOnly) {
+    const UniqueFd reader = open_by_others("data", O_RDONLY | O_DIRECT);
+    const FileRef file = open("data");
+    LockedInode lock(reader.get(), LockedInode::By::DirectRead, 0);
+    const auto answers = write_plain(file, kMiB);
+    // They are submitted, and begun, before the freeze.
+    ASSERT_TRUE(driver_->read(open("other"), 0, 4096));
+    size_t left = 0;
+    bool frozen = false;
+    target_->freeze([&](const Result<>& done) {
+        EXPECT_TRUE(done);
+        frozen = true;
+        left = unanswered(answers);
+    });
+    lock.release();
+    driver_->run_until([&] { return frozen; });
+    EXPECT_GT(left, 0u);
+    EXPECT_LT(left, answers.size());
+    target_->thaw();
+    expect_written(file, answers);
+    stop();
+}
+
+TEST_P(LockedFilesTest, AStopAnswersWhatWaits) {
+    const UniqueFd reader = open_by_others("data", O_RDONLY | O_DIRECT);
+    FileRef file = open("data");
+    LockedInode lock(reader.get(), LockedInode::By::DirectRead, 0);
+    const auto answers = write_plain(file, kMiB);
+    target_->close(std::move(file));
+    std::optional<Result<>> stopped;
+    target_->stop([&](Result<> done) { stopped = std::move(done); });
+    lock.release();
+    driver_->run_until([&] { return stopped.has_value(); });
+    EXPECT_TRUE(*stopped);
+    for (const Answer& answer : answers) EXPECT_TRUE(answer->has_value() && **answer);
+}
+
+INSTANTIATE_TEST_SUITE_P(Backends, LockedFilesTest,
+                         testing::Values(EventLoop::Backend::Uring, EventLoop::Backend::Syscalls),
+                         [](const auto& info) {
+                             return info.param == EventLoop::Backend::Uring ? "io_uring"
+                                                                            : "system_calls";
+                         });
+
+}  // namespace
+}  // namespace atomic4::test
