@@ -47,9 +47,9 @@ Result<> Server::run() {
     accept();
     schedule_stats_file();
     while (!stopped_) {
-        // A client that was just answered usually asks again at once. While a device works, its
-        // interrupt ends the wait anyway, and the processor is better left to others.
-        loop_.spin_now(!sessions_.empty() && !volume_.target().device_busy());
+        // A client that was just answered usually asks again at once, and a device's answer finds us
+        // awake. Whoever else wants the processor gets it (EventLoop::spin_now).
+        loop_.spin_now(!sessions_.empty());
         A4_CHECK(loop_.run_once());
         gone_.clear();
         if (const std::string* why = volume_.target().poisoned();
