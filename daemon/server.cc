@@ -47,8 +47,8 @@ Result<> Server::run() {
     accept();
     schedule_stats_file();
     while (!stopped_) {
-        // A client that was just answered usually asks again at once, and a device's answer finds us
-        // awake. Whoever else wants the processor gets it (EventLoop::spin_now).
+        // A client that was just answered usually asks again at once, and a device's answer finds
+        // us awake. Whoever else wants the processor gets it (EventLoop::spin_now).
         loop_.spin_now(!sessions_.empty());
         A4_CHECK(loop_.run_once());
         gone_.clear();
