@@ -11,8 +11,8 @@
 // short. Descriptors and memory must stay valid until then.
 //
 // run_once submits, waits for something to complete and calls the completions. It may spin for a
-// while before it sleeps (set_spin), while the caller says that it is worth it (spin_now). It yields
-// all the time (sched_yield(2)), since the thread that would answer may need this processor.
+// while before it sleeps (set_spin), while the caller says that it is worth it (spin_now). It
+// yields all the time (sched_yield(2)), since the thread that would answer may need this processor.
 //
 // Threads: one, the one that made it.
 #pragma once

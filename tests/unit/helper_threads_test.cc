@@ -115,7 +115,8 @@ TEST_P(HelperThreadsTest, TheEndWaitsForWhatRunsAndDropsTheRest) {
 INSTANTIATE_TEST_SUITE_P(Backends, HelperThreadsTest,
                          testing::Values(EventLoop::Backend::Uring, EventLoop::Backend::Syscalls),
                          [](const auto& info) {
-                             return info.param == EventLoop::Backend::Uring ? "io_uring" : "system_calls";
+                             return info.param == EventLoop::Backend::Uring ? "io_uring"
+                                                                            : "system_calls";
                          });
 
 }  // namespace
