@@ -13,6 +13,11 @@ struct FreeMemory {
 };
 using AlignedMemory = std::unique_ptr<std::byte, FreeMemory>;
 
+inline Error io_error(int result, size_t length, const char* what) {
+    if (result < 0) return Error::from_errno(-result, what);
+    return Error{EIO, fmt::format("{}: only {} of {} bytes", what, result, length)};
+}
+
 inline SharedFile& shared(const FileRef& file) {
     return static_cast<SharedFile&>(*file);
 }

@@ -127,9 +127,16 @@ class MountedTarget final : public Target, private GroupCommit::Placer {
         bool durable = false;
         int disturbed = 0;  // by others' pages, so far
         int unexplained = 0;
+        int holes = 0;
     };
     void place_part(const SharedRef& file, ByteOffset offset, std::span<const std::byte> data,
                     Attempt attempt, std::function<void(Result<>)> done);
+    void place_around_holes(const SharedRef& file, ByteOffset offset,
+                            std::span<const std::byte> data, Attempt attempt,
+                            std::function<void(Result<>)> done);
+    void place_parts(const SharedRef& file, ByteOffset offset, std::span<const std::byte> data,
+                     Attempt attempt, const std::shared_ptr<std::vector<struct MappedPart>>& parts,
+                     std::function<void(Result<>)> done);
     void placed(const SharedRef& file, ByteOffset offset, std::span<const std::byte> data,
                 bool durable, std::function<void(Result<>)> done);
     void place_cached(const SharedRef& file, ByteOffset offset, std::span<const std::byte> data,

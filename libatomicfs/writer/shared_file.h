@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -67,6 +68,9 @@ class SharedFile final : public TargetFile {
         }
     }
 
+    // Whether the page cache has some of it. Kernels before 6.5 can't tell: then it may.
+    bool any_cached(ByteOffset offset, Bytes length) const;
+
     // Whether pages of this file, whoever wrote them, could not be written back or were in a direct
     // write's way since it was last asked (errseq_t in mm/filemap.c: each descriptor is told once).
     // Anybody who may write the file can cause that, by mixing mmap(2) and O_DIRECT, and it says
@@ -96,5 +100,17 @@ class SharedFile final : public TargetFile {
     uint64_t data_from_ = 0, data_to_ = 0;
     FileLayout seen_;
 };
+
+// cachestat(2).
+inline bool SharedFile::any_cached(ByteOffset offset, Bytes length) const {
+    constexpr long kCachestat = 451;
+    const struct {
+        uint64_t offset, length;
+    } range{offset.value(), length.value()};
+    struct {
+        uint64_t cached, dirty, writeback, evicted, recently_evicted;
+    } stat{};
+    return ::syscall(kCachestat, access.read_only(), &range, &stat, 0) != 0 || stat.cached > 0;
+}
 
 }  // namespace atomic4

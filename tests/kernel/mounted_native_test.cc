@@ -134,6 +134,42 @@ class MountedNativeTest : public ::testing::TestWithParam<EventLoop::Backend> {
     std::mt19937_64 random_{42};
 };
 
+// Not native, but it needs the moment: between the question for blocks and the placement somebody
+// takes some of them, and the disk is full.
+TEST_P(MountedNativeTest, AHoleThatSomebodyMakesMeanwhileCameAfterTheWrite) {
+    serve();
+    const UniqueFd filler = open_path("filler", O_RDWR | O_CREAT);
+    const FileRef file = open();
+    const auto before = random(4 * kUnit);
+    expect_done(driver_->write(file, 0, before, Engine::Logged), Engine::Logged);
+    driver_->run_until([&] { return counts().live_records == 0; });
+    const auto fill = [&] {
+        off_t at = 0;
+        for (off_t step = 1 << 20; step >= 4096; step /= 2)
+            while (::fallocate(filler.get(), FALLOC_FL_KEEP_SIZE, at, step) == 0) at += step;
+    };
+    bool taken = false;
+    loop_->on_write = [&](int, ByteOffset offset, Bytes length) {
+        if (taken || offset != ByteOffset(0) || length != Bytes(4 * kUnit)) return;
+        taken = true;
+        ASSERT_EQ(::truncate(path().c_str(), static_cast<off_t>(kUnit)), 0);
+        ASSERT_EQ(::truncate(path().c_str(), static_cast<off_t>(4 * kMiB)), 0);
+        ASSERT_EQ(::syncfs(filler.get()), 0);  // what was freed can be used
+        fill();
+    };
+    const auto bytes = random(4 * kUnit);
+    expect_done(driver_->write(file, 0, bytes, Engine::Logged), Engine::Logged);
+    ASSERT_TRUE(taken);
+    EXPECT_EQ(target_->poisoned(), nullptr);
+    auto found = on_disk(0, 4 * kUnit);
+    ASSERT_EQ(found.size(), 4 * kUnit);
+    EXPECT_TRUE(std::equal(found.begin(), found.begin() + kUnit, bytes.begin()));
+    found.erase(found.begin(), found.begin() + kUnit);
+    EXPECT_TRUE(found == std::vector<std::byte>(3 * kUnit));
+    expect_refused(driver_->write(file, 0, bytes, Engine::Logged), ENOSPC, "allocating blocks");
+    stop();
+}
+
 TEST_P(MountedNativeTest, AutoTakesItWhereItHolds) {
     serve();
     const FileRef file = open();

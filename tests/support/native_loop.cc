@@ -45,7 +45,10 @@ bool is_aligned_run(int fd, ByteOffset offset, Bytes length) {
 
 void NativeLoop::write(int fd, ByteOffset offset, std::span<const std::byte> from, int flags,
                        Completion done) {
-    if ((flags & RWF_ATOMIC) == 0) return inner_->write(fd, offset, from, flags, std::move(done));
+    if ((flags & RWF_ATOMIC) == 0) {
+        if (on_write) on_write(fd, offset, Bytes(from.size()));
+        return inner_->write(fd, offset, from, flags, std::move(done));
+    }
     const bool aligned = reinterpret_cast<uintptr_t>(from.data()) % 4096 == 0;
     seen.push_back({offset, Bytes(from.size()), flags, aligned});
     if (on_atomic) on_atomic();

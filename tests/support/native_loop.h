@@ -36,6 +36,8 @@ class NativeLoop final : public EventLoop {
     std::vector<Seen> seen;            // atomic writes, in the order of their submission
     std::function<void()> on_atomic;   // before one is carried out
     std::function<void()> on_written;  // and after, before it is told
+    // Before any other write is submitted.
+    std::function<void(int fd, ByteOffset offset, Bytes length)> on_write;
 
     const char* name() const override { return inner_->name(); }
     void read(int fd, ByteOffset offset, std::span<std::byte> into, Completion done) override {
