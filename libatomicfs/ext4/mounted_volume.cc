@@ -198,6 +198,7 @@ Result<> MountedVolume::read_superblock() {
     }
     std::memcpy(uuid_.data(), super.s_uuid, uuid_.size());
     block_size_ = Bytes(uint64_t{1024} << super.s_log_block_size);
+    has_journal_ = (super.s_feature_compat & EXT3_FEATURE_COMPAT_HAS_JOURNAL) != 0;
     return {};
 }
 

@@ -54,6 +54,7 @@ class MountedVolume {
     dev_t dev() const { return dev_; }  // st_dev of its files
     const std::array<uint8_t, 16>& uuid() const { return uuid_; }
     Bytes block_size() const { return block_size_; }
+    bool has_journal() const { return has_journal_; }
     const VolumeAttr& attr() const { return attr_; }
     uint32_t lock_inode() const { return lock_inode_; }
     int root_fd() const { return root_.get(); }
@@ -89,6 +90,7 @@ class MountedVolume {
     dev_t dev_ = 0;
     std::array<uint8_t, 16> uuid_{};
     Bytes block_size_;
+    bool has_journal_ = false;
     VolumeAttr attr_;
     uint32_t lock_inode_ = 0;
     UniqueFd root_;

@@ -89,7 +89,9 @@ std::string FileAccess::why_strict() const {
 }
 
 void FileAccess::add_writer(pid_t pid) {
-    writers_[pid] = {name_of(pid), start_of(pid)};
+    const auto [at, fresh] = writers_.try_emplace(pid, Writer{name_of(pid), start_of(pid)});
+    // Another process had the number before, and its descriptors may live on elsewhere.
+    if (!fresh && at->second.started != start_of(pid)) unknown_writers_ = true;
 }
 
 void FileAccess::give_up(const std::string& why) {
@@ -100,6 +102,14 @@ void FileAccess::give_up(const std::string& why) {
     let_go();
     (void)around_.openers->unwatch(read_only()).has_value();
     watched_ = false;
+}
+
+void FileAccess::refuse_waiting(const Error& error) {
+    if (probing_) return;  // it comes to its end
+    probe_wanted_ = false;
+    std::vector<std::function<void(Result<>)>> calls;
+    calls.swap(ready_calls_);
+    for (const auto& call : calls) call(fail(Error(error)));
 }
 
 void FileAccess::opened(pid_t pid, uint64_t token) {
@@ -149,7 +159,9 @@ void FileAccess::events_lost() {
 void FileAccess::declare(pid_t pid) {
     const auto found = writers_.find(pid);
     // Another process may have had the number before, and its descriptors may live on elsewhere.
-    if (found == writers_.end() || found->second.started != start_of(pid)) return;
+    if (found == writers_.end() || found->second.started.empty() ||
+        found->second.started != start_of(pid))
+        return;
     writers_.erase(found);
     if (!writers_.empty() || unknown_writers_) return;
     strict_ = false;

@@ -98,6 +98,8 @@ class FileAccess {
     // Openers are let through, now and later: the log is in doubt, or nothing is live any more and
     // the surroundings are about to go.
     void give_up(const std::string& why);
+    // In doubt, a probe that waits for the running ones waits for ever: whoever waits for it.
+    void refuse_waiting(const Error& error);
     // Calls when the file is ready: at once, if it is.
     void when_ready(std::function<void(Result<>)> call);
 

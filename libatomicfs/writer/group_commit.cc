@@ -108,7 +108,7 @@ void GroupCommit::place(const std::shared_ptr<Group>& group) {
         for (const Part& part : group->items[i].parts) {
             placer_.place(part.file, part.range.offset, group->staged->appended.payloads[payload++],
                           durable, [this, group, i](Result<> done) {
-                              if (poisoned_) return;
+                              if (poisoned_) return placer_.wake();
                               if (!done) return poison(done.error(), "placement");
                               if (--group->parts_left[i] == 0) placed(group, i);
                           });
@@ -158,7 +158,7 @@ void GroupCommit::advance() {
         flushing_ = true;
         placer_.flush_placed([this, sequence = placed_](Result<> done) {
             flushing_ = false;
-            if (poisoned_) return;
+            if (poisoned_) return placer_.wake();
             if (!done) return poison(done.error(), "flush");
             flushed(sequence);
         });

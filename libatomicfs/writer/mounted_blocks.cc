@@ -69,8 +69,7 @@ void MountedTarget::send_questions() {
                     const off_t hole = ::lseek(fd, it.offset, SEEK_HOLE);
                     if (hole >= it.offset + it.length)
                         it.data_to = hole;
-                    else if (::fallocate(fd, FALLOC_FL_KEEP_SIZE, it.offset, it.length) != 0 &&
-                             errno != EOPNOTSUPP)
+                    else if (::fallocate(fd, FALLOC_FL_KEEP_SIZE, it.offset, it.length) != 0)
                         it.error = errno;
                 }
                 return 0;
@@ -85,7 +84,9 @@ void MountedTarget::answered(const SharedRef& file, std::span<Question> question
     file->asking = false;
     // Backwards, as each goes to the queue's front.
     for (Question& it : std::views::reverse(questions)) {
-        if (it.data_to > 0)
+        if (it.data_to == 0)
+            file->forget_data();
+        else
             file->saw_data(static_cast<uint64_t>(it.offset), static_cast<uint64_t>(it.data_to),
                            before);
         if (it.error != 0)
@@ -99,7 +100,7 @@ void MountedTarget::answered(const SharedRef& file, std::span<Question> question
 
 void MountedTarget::answered(Asking& asking) {
     std::unique_ptr<Pending> pending = std::move(asking.pending);
-    --running_;
+    ended();
     order_.release(pending->ranges, pending->use());
     if (!asking.result) return pending->fail_with(asking.result.error());
     pending->prepared = true;

@@ -31,7 +31,10 @@ bool aligned(const void* memory) {
 // --- reads, plain and native writes ---
 
 void MountedTarget::finish_simple(Pending& pending) {
-    --(pending.kind == Pending::Kind::Read ? reading_ : running_);
+    if (pending.kind == Pending::Kind::Read)
+        --reading_;
+    else
+        ended();
     order_.release(pending.ranges, pending.use());
     pending.each_file([&](const FileRef& file) {
         if (pending.kind != Pending::Kind::Read) shared(file).access.unuse();
@@ -82,7 +85,7 @@ void MountedTarget::continue_plain(const SharedRef& file, PlainWrites& writes) {
         write_cached(file, pending->ranges[0].offset + pending->written, piece,
                      [this, file, pending, length](Result<> done) {
                          PlainWrites& others = plain_.at(file);
-                         --running_;
+                         ended();
                          --others.running;
                          others.running_bytes -= length;
                          pending->written += length;
@@ -150,7 +153,7 @@ void MountedTarget::native_done(const std::shared_ptr<Pending>& pending, int res
         pending->op->done(WriteDone{Engine::Native, ack});
         return;
     }
-    Error error = io_error(result, length, "native write");
+    Error error = done ? Error{EIO, "native write"} : io_error(result, length, "native write");
     if (collided) {
         error.message += ": others have cached the range; in doubt, the device is not";
         return pending->fail_with(error);

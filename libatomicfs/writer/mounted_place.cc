@@ -53,7 +53,7 @@ void MountedTarget::place_part(const SharedRef& file, ByteOffset offset,
     ++running_;
     loop_.write(file->access.direct(), offset, data, attempt.durable ? RWF_DSYNC : 0,
                 [this, file, offset, data, attempt, done = std::move(done)](int result) mutable {
-                    --running_;
+                    ended();
                     if (result == static_cast<int>(data.size()))
                         return placed(file, offset, data, attempt.durable, std::move(done));
                     if (result > 0) {
@@ -75,8 +75,11 @@ void MountedTarget::place_part(const SharedRef& file, ByteOffset offset,
                         if (attempt.unexplained <= most)
                             return place_cached(file, offset, data, std::move(done));
                     }
-                    if (result == -ENOSPC && ++attempt.holes <= kHoles)
-                        return place_around_holes(file, offset, data, attempt, std::move(done));
+                    if (result == -ENOSPC || result == -EDQUOT) {
+                        if (++attempt.holes <= kHoles)
+                            return place_around_holes(file, offset, data, attempt, std::move(done));
+                        return place_cached(file, offset, data, std::move(done));
+                    }
                     done(fail(io_error(result, data.size(), "write to the file")));
                 });
 }
@@ -98,12 +101,12 @@ void MountedTarget::place_around_holes(const SharedRef& file, ByteOffset offset,
             return 0;
         },
         [this, file, offset, data, attempt, parts, done = std::move(done)](int result) mutable {
-            --running_;
+            ended();
             Bytes mapped;
             for (const MappedPart& part : *parts) mapped += part.length;
-            // Without a hole it was something else that had no space.
+            // Filled again meanwhile, or what had no space was ext4's own tree of the file.
             if (result < 0 || mapped == Bytes(data.size()))
-                return done(fail(Error::from_errno(ENOSPC, "write to the file")));
+                return place_part(file, offset, data, attempt, std::move(done));
             place_parts(file, offset, data, attempt, parts, std::move(done));
         });
 }
@@ -153,7 +156,7 @@ void MountedTarget::place_cached(const SharedRef& file, ByteOffset offset,
             int result = 0;
             for (int i = 0; i < kTries; ++i) {
                 result = write_all(fd.get(), offset, data);
-                if (result < 0) return result;
+                if (result < 0) continue;
                 constexpr unsigned kWrite = SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE |
                                             SYNC_FILE_RANGE_WAIT_AFTER;
                 if (::sync_file_range(fd.get(), static_cast<off_t>(offset.value()),
@@ -161,18 +164,19 @@ void MountedTarget::place_cached(const SharedRef& file, ByteOffset offset,
                     return 0;
                 result = -errno;
             }
-            return result == -EIO ? 1 : result;
+            return result == -EIO || result == -ENOSPC || result == -EDQUOT ? 1 : result;
         },
         [this, file, done = std::move(done)](int result) {
-            --running_;
+            ended();
             mark_dirty(file);
             if (result < 0) return done(fail(Error::from_errno(-result, "write to the file")));
             // Whoever does that spoils his own file, and nobody else's.
             if (result > 0) {
                 file->spoiled = Error{
                     EIO, fmt::format("inode {}: in doubt: others' pages of it can't be written "
-                                     "back; close it everywhere, and don't mix mmap(2) and direct "
-                                     "writes of the same pages",
+                                     "back, or its blocks are taken away; close it everywhere, and "
+                                     "don't mix mmap(2) and direct writes of the same pages, nor "
+                                     "punch holes where clients write",
                                      file->inode)};
             }
             done({});
@@ -199,7 +203,7 @@ void MountedTarget::write_cached(const SharedRef& file, ByteOffset offset,
             return fd ? write_all(fd.get(), offset, data) : -errno;
         },
         [this, file, done = std::move(done)](int result) {
-            --running_;
+            ended();
             mark_dirty(file);
             done(result < 0 ? Result<>(fail(Error::from_errno(-result, "write to the file")))
                             : Result<>());
@@ -215,7 +219,7 @@ void MountedTarget::flush_file(const SharedRef& file, std::function<void(Result<
     ++running_;
     loop_.fdatasync(file->access.read_only(), [this, file,
                                                done = std::move(done)](int result) mutable {
-        --running_;
+        ended();
         if (result >= 0) return done({});
         if (file->page_error() || file->noisy()) return commit_everything(std::move(done));
         done(fail(Error::from_errno(-result, fmt::format("fdatasync of inode {}", file->inode))));
@@ -228,11 +232,13 @@ void MountedTarget::flush_file(const SharedRef& file, std::function<void(Result<
 void MountedTarget::commit_everything(std::function<void(Result<>)> done) {
     ++running_;
     helpers_->run(
-        [fd = log_fd_]() -> int {
+        [fd = log_fd_, journal = volume_->has_journal()]() -> int {
+            // Without a journal each inode has its own changes. Errors of pages are others'.
+            if (!journal) ::syncfs(fd);
             return ::futimens(fd, nullptr) == 0 && ::fsync(fd) == 0 ? 0 : -errno;
         },
         [this, done = std::move(done)](int result) {
-            --running_;
+            ended();
             done(result < 0 ? Result<>(fail(Error::from_errno(-result, "fsync of the log")))
                             : Result<>());
         });
@@ -278,7 +284,7 @@ void MountedTarget::flush(FileRef file, std::function<void(Result<>)> done) {
     if (it->noisy()) return flush_noisy(it, 0, done);
     ++running_;
     loop_.fdatasync(it->access.read_only(), [this, it, done, failed](int result) {
-        --running_;
+        ended();
         if (result >= 0) return done({});
         if (it->page_error() || it->noisy()) return flush_noisy(it, result, done);
         failed(Error::from_errno(-result, fmt::format("fdatasync of inode {}", it->inode)));
@@ -298,7 +304,7 @@ void MountedTarget::flush_noisy(const SharedRef& file, int before,
             return ::sync_file_range(fd, 0, 0, kWrite) == 0 ? before : -errno;
         },
         [this, file, done](int pages) {
-            --running_;
+            ended();
             commit_everything([this, file, done, pages](const Result<>& flushed) {
                 if (!flushed) {
                     commit_->poison(flushed.error(), "flush");

@@ -95,10 +95,11 @@ void MountedTarget::open_file(UniqueFd descriptor, pid_t peer, bool cooperative,
     auto found = files_.find(state->inode);
     const bool fresh = found == files_.end();
     if (fresh) {
-        auto read_only = volume_->open_same_file(descriptor.get());
-        if (!read_only) return refuse(read_only.error());
+        // In this order: whatever the second can be told of, the first is told of too.
         auto witness = volume_->open_same_file(descriptor.get());
         if (!witness) return refuse(witness.error());
+        auto read_only = volume_->open_same_file(descriptor.get());
+        if (!read_only) return refuse(read_only.error());
         FileAccess::Surroundings around{
             loop_,
             *opening_,
@@ -249,6 +250,8 @@ void MountedTarget::schedule_pump() {
 // --- starting ---
 
 bool MountedTarget::may_run(Pending& pending) {
+    // In doubt nothing else runs, and what had begun holds its ranges for ever.
+    if (commit_->poisoned() && pending.kind == Pending::Kind::Read) return true;
     bool held = frozen_ && pending.kind != Pending::Kind::Read;
     pending.each_file([&](const FileRef& file) {
         // Reads don't need the writable descriptor.
@@ -263,7 +266,10 @@ void MountedTarget::pump() {
     pump_scheduled_ = false;
     if (commit_->poisoned()) {
         fail_all();
-        for (const auto& [inode, file] : files_) file->access.give_up("the log is in doubt");
+        for (const auto& [inode, file] : files_) {
+            file->access.give_up("the log is in doubt");
+            file->access.refuse_waiting(commit_->in_doubt());
+        }
     }
     GroupPlan plan;
     order_.begin_walk();
@@ -442,6 +448,11 @@ bool MountedTarget::may_go(const SharedRef& file) {
     return true;
 }
 
+void MountedTarget::ended() {
+    // Somebody may have been waiting for the last.
+    if (--running_ == 0) schedule_pump();
+}
+
 // Files that nobody needs go; when nothing runs the waiting are told and live records retire.
 void MountedTarget::settle() {
     std::erase_if(plain_, [](const auto& entry) {
@@ -457,9 +468,10 @@ void MountedTarget::settle() {
     const bool quiet = running_ == 0 && (frozen_ || reading_ == 0) &&
                        (commit_->poisoned() || !commit_->device_busy()) &&
                        (frozen_ || !writes_wait);
-    if (quiet && !quiet_calls_.empty()) {
+    if (quiet) {
         std::vector<std::function<void(Result<>)>> calls;
-        calls.swap(quiet_calls_);
+        calls.swap(freeze_calls_);
+        std::ranges::move(std::exchange(stop_calls_, {}), std::back_inserter(calls));
         for (const auto& call : calls) commit_->when_retired(call);
     }
     if (!commit_->poisoned() && !commit_->log().empty() && !retire_timer_) {
@@ -477,19 +489,23 @@ void MountedTarget::settle() {
 
 void MountedTarget::freeze(std::function<void(Result<>)> done) {
     frozen_ = true;
-    quiet_calls_.push_back(std::move(done));
+    freeze_calls_.push_back(std::move(done));
     schedule_pump();
 }
 
 void MountedTarget::thaw() {
     frozen_ = false;
+    for (auto& call : std::exchange(freeze_calls_, {}))
+        loop_.defer([call = std::move(call)] {
+            call(fail(EBUSY, "thawed before everything had retired"));
+        });
     schedule_pump();
 }
 
 void MountedTarget::stop(std::function<void(Result<>)> done) {
     stopping_ = true;
     frozen_ = false;
-    quiet_calls_.push_back([this, done = std::move(done)](Result<> retired) {
+    stop_calls_.push_back([this, done = std::move(done)](Result<> retired) {
         // In doubt: the session stays open in the log, for the restart to recover.
         if (retired) retired = commit_->close();
         for (const auto& [inode, file] : files_) file->access.give_up("the daemon stops");

@@ -117,6 +117,7 @@ class MountedTarget final : public Target, private GroupCommit::Placer {
     void finish_plain(Pending& pending, Result<> result);
     void start_read(std::unique_ptr<Pending> pending);
     void finish_simple(Pending& pending);
+    void ended();
     void fail_all();
     bool may_go(const SharedRef& file);
     void settle();
@@ -174,8 +175,10 @@ class MountedTarget final : public Target, private GroupCommit::Placer {
     bool frozen_ = false;
     bool stopping_ = false;
     bool retire_timer_ = false;
-    uint64_t activity_ = 0;                                   // operations so far
-    std::vector<std::function<void(Result<>)>> quiet_calls_;  // freeze, stop: when nothing runs
+    uint64_t activity_ = 0;  // operations so far
+    // When nothing runs.
+    std::vector<std::function<void(Result<>)>> freeze_calls_;
+    std::vector<std::function<void(Result<>)>> stop_calls_;
     TargetCounts counts_;
     std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
 };

@@ -208,7 +208,7 @@ void OwnedTarget::thaw() {
     frozen_out_.clear();
     for (auto& done : freezes_) {
         finished_.emplace_back([done = std::move(done)] {
-            done(fail(ECANCELED, "thawed before everything had retired"));
+            done(fail(EBUSY, "thawed before everything had retired"));
         });
     }
     freezes_.clear();

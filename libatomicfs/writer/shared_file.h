@@ -51,10 +51,14 @@ class SharedFile final : public TargetFile {
     // Nothing has to be allocated to write there, as was seen while the layout was this. What is
     // preallocated but unwritten counts as a hole here. (Asking takes the inode's lock:
     // mounted_blocks.cc.)
-    bool known_allocated(ByteOffset offset, Bytes length) const {
-        return offset.value() >= data_from_ && offset.value() + length.value() <= data_to_ &&
-               seen_.probe != 0 && layout() == seen_;
+    bool known_allocated(ByteOffset offset, Bytes length) {
+        if (seen_.probe == 0) return false;
+        if (layout() != seen_) forget_data();
+        return seen_.probe != 0 && offset.value() >= data_from_ &&
+               offset.value() + length.value() <= data_to_;
     }
+    // It is not the same any more, and might be taken for the same again.
+    void forget_data() { seen_ = {}; }
     // No hole between the two, seen after the layout was so.
     void saw_data(uint64_t from, uint64_t to, const FileLayout& before) {
         if (before.probe == 0 || layout() != before) return;

@@ -356,6 +356,45 @@ TEST_P(MountedTargetTest, BlocksThatATruncationByPathTookAreMissed) {
     stop();
 }
 
+// No blocks can be reserved there (fallocate(2)), and no record may be without them.
+TEST_P(MountedTargetTest, AHoleInAFileWithoutExtentsIsRefused) {
+    serve(volume_with_file());
+    {
+        const UniqueFd fd(::open(path("old").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644));
+    }
+    if (run_command({"chattr", "-e", path("old")}).status != 0)
+        A4_SKIP("chattr -e isn't possible here");
+    ASSERT_EQ(::truncate(path("old").c_str(), static_cast<off_t>(kMiB)), 0);
+    const FileRef file = must_open("old");
+    const auto done = driver_->write(file, 0, random_bytes(16 * kKiB, random_));
+    ASSERT_FALSE(done);
+    EXPECT_EQ(done.error().code, EOPNOTSUPP) << done.error().message;
+    EXPECT_EQ(target_->poisoned(), nullptr);
+    stop();
+}
+
+TEST_P(MountedTargetTest, AFreezeIsAnsweredWhenTheLastThingHasEnded) {
+    serve(volume_with_file());
+    const FileRef file = must_open();
+    const auto freeze = [&](auto done) { target_->freeze(std::move(done)); };
+    bool flushed = false;
+    target_->flush(file, [&](const Result<>& done) { flushed = done.has_value(); });
+    EXPECT_TRUE(driver_->wait<void>(freeze));
+    EXPECT_TRUE(flushed);
+    target_->thaw();
+    // Overtaken by a thaw.
+    const auto bytes = random_bytes(16 * kKiB, random_);
+    const auto written = driver_->submit(WriteOp::Kind::Atomic, file, 0, bytes);
+    const auto overtaken = driver_->wait<void>([&](auto done) {
+        target_->freeze(std::move(done));
+        target_->thaw();
+    });
+    ASSERT_FALSE(overtaken);
+    EXPECT_EQ(overtaken.error().code, EBUSY);
+    EXPECT_TRUE(driver_->finish(written));
+    stop();
+}
+
 // --- who else has it ---
 
 TEST_P(MountedTargetTest, ExclusiveWhileNobodyElseWrites) {
