@@ -40,9 +40,15 @@ bool MountedTarget::ask_blocks(std::unique_ptr<Pending>& pending) {
     const bool later = std::ranges::any_of(ranges, [&](const WriteOp::Range& range) {
         const auto file = std::static_pointer_cast<SharedFile>(range.file);
         const auto asked = questions_.find(file);
-        return file->asking || (asked != questions_.end() && asked->second.size() >= kMostAtOnce);
+        return file->asking || reserved_.contains(file.get()) ||
+               (asked != questions_.end() && asked->second.size() >= kMostAtOnce);
     });
-    if (later) return false;
+    if (later) {
+        // Who needs several files at once doesn't wait until all happen to be free.
+        if (ranges.size() > 1)
+            for (const WriteOp::Range& range : ranges) reserved_.insert(&shared(range.file));
+        return false;
+    }
     order_.hold(pending->ranges, pending->use());
     ++running_;
     auto asking = std::make_shared<Asking>();

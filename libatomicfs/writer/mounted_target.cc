@@ -273,6 +273,7 @@ void MountedTarget::pump() {
     }
     GroupPlan plan;
     order_.begin_walk();
+    reserved_.clear();
     for (auto it = queue_.begin(); it != queue_.end();) {
         if (may_run(**it)) {
             if (start_one(*it, plan)) {

@@ -24,6 +24,7 @@
 #include <deque>
 #include <list>
 #include <map>
+#include <set>
 
 #include "device/atomic_limits.h"
 #include "ext4/mounted_volume.h"
@@ -168,6 +169,7 @@ class MountedTarget final : public Target, private GroupCommit::Placer {
     std::map<SharedRef, std::vector<Question>> questions_;  // of this turn of the loop
     std::map<SharedRef, PlainWrites> plain_;
     RangeOrder order_;
+    std::set<const SharedFile*> reserved_;  // in this walk, by who can't ask about all yet
     std::vector<SharedRef> dirty_;
     size_t running_ = 0;  // plain and native writes, preparations, placements, flushes
     size_t reading_ = 0;

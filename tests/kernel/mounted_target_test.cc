@@ -356,6 +356,41 @@ TEST_P(MountedTargetTest, BlocksThatATruncationByPathTookAreMissed) {
     stop();
 }
 
+// Strict writes ask for their blocks first, one question a file at a time: a batch must get its
+// turn with both files at once.
+TEST_P(MountedTargetTest, ABatchOverBusyFilesIsNotPassedOverForEver) {
+    serve(volume_with_file(), false);
+    const std::array<FileRef, 2> files{must_open(), must_open("other")};
+    const auto bytes = random_bytes(16 * kKiB, random_);
+    for (const FileRef& file : files)
+        for (uint64_t i = 0; i < 5; ++i) ASSERT_TRUE(driver_->write(file, i * 16 * kKiB, bytes));
+    unsigned singles = 0;
+    unsigned under_way = 0;
+    bool stop_writing = false;
+    std::function<void(size_t, uint64_t)> write_again = [&](size_t file, uint64_t lane) {
+        auto op = std::make_unique<WriteOp>();
+        op->ranges.push_back({files[file], ByteOffset(lane * 16 * kKiB), bytes});
+        op->done = [&, file, lane](const Result<WriteDone>& done) {
+            EXPECT_TRUE(done);
+            ++singles;
+            --under_way;
+            if (!stop_writing) write_again(file, lane);
+        };
+        ++under_way;
+        target_->submit(std::move(op));
+    };
+    for (size_t file = 0; file < 2; ++file)
+        for (uint64_t lane = 0; lane < 4; ++lane) write_again(file, lane);
+    driver_->run_until([&] { return singles > 20; });
+    singles = 0;
+    EXPECT_TRUE(driver_->write_batch(
+        {{files[0], ByteOffset(64 * kKiB), bytes}, {files[1], ByteOffset(64 * kKiB), bytes}}));
+    EXPECT_LT(singles, 100u);
+    stop_writing = true;
+    driver_->run_until([&] { return under_way == 0; });
+    stop();
+}
+
 // No blocks can be reserved there (fallocate(2)), and no record may be without them.
 TEST_P(MountedTargetTest, AHoleInAFileWithoutExtentsIsRefused) {
     serve(volume_with_file());
