@@ -146,29 +146,23 @@ void MountedTarget::placed(const SharedRef& file, ByteOffset offset,
 void MountedTarget::place_cached(const SharedRef& file, ByteOffset offset,
                                  std::span<const std::byte> data,
                                  std::function<void(Result<>)> done) {
-    ++running_;
-    file->cached_writes = true;
-    helpers_->run(
-        file->inode,
-        [direct = file->access.direct(), offset, data]() -> int {
-            const UniqueFd fd = open_cached(direct);
-            if (!fd) return -errno;
+    through_cache(
+        file,
+        [offset, data](int fd) {
             int result = 0;
             for (int i = 0; i < kTries; ++i) {
-                result = write_all(fd.get(), offset, data);
+                result = write_all(fd, offset, data);
                 if (result < 0) continue;
                 constexpr unsigned kWrite = SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE |
                                             SYNC_FILE_RANGE_WAIT_AFTER;
-                if (::sync_file_range(fd.get(), static_cast<off_t>(offset.value()),
+                if (::sync_file_range(fd, static_cast<off_t>(offset.value()),
                                       static_cast<off_t>(data.size()), kWrite) == 0)
                     return 0;
                 result = -errno;
             }
             return result == -EIO || result == -ENOSPC || result == -EDQUOT ? 1 : result;
         },
-        [this, file, done = std::move(done)](int result) {
-            ended();
-            mark_dirty(file);
+        [file, done = std::move(done)](int result) {
             if (result < 0) return done(fail(Error::from_errno(-result, "write to the file")));
             // Whoever does that spoils his own file, and nobody else's.
             if (result > 0) {
@@ -194,19 +188,29 @@ void MountedTarget::mark_dirty(const SharedRef& file) {
 void MountedTarget::write_cached(const SharedRef& file, ByteOffset offset,
                                  std::span<const std::byte> data,
                                  std::function<void(Result<>)> done) {
+    through_cache(
+        file, [offset, data](int fd) { return write_all(fd, offset, data); },
+        [done = std::move(done)](int result) {
+            done(result < 0 ? Result<>(fail(Error::from_errno(-result, "write to the file")))
+                            : Result<>());
+        });
+}
+
+// work, on a helper thread, with a descriptor of the file that isn't for direct I/O.
+void MountedTarget::through_cache(const SharedRef& file, std::function<int(int fd)> work,
+                                  EventLoop::Completion done) {
     ++running_;
     file->cached_writes = true;
     helpers_->run(
         file->inode,
-        [direct = file->access.direct(), offset, data]() -> int {
+        [direct = file->access.direct(), work = std::move(work)]() -> int {
             const UniqueFd fd = open_cached(direct);
-            return fd ? write_all(fd.get(), offset, data) : -errno;
+            return fd ? work(fd.get()) : -errno;
         },
         [this, file, done = std::move(done)](int result) {
             ended();
             mark_dirty(file);
-            done(result < 0 ? Result<>(fail(Error::from_errno(-result, "write to the file")))
-                            : Result<>());
+            done(result);
         });
 }
 

@@ -145,6 +145,8 @@ class MountedTarget final : public Target, private GroupCommit::Placer {
                       std::function<void(Result<>)> done);
     void write_cached(const SharedRef& file, ByteOffset offset, std::span<const std::byte> data,
                       std::function<void(Result<>)> done);
+    void through_cache(const SharedRef& file, std::function<int(int fd)> work,
+                       EventLoop::Completion done);
     void mark_dirty(const SharedRef& file);
     void flush_placed(std::function<void(Result<>)> done) override;
     void flush_file(const SharedRef& file, std::function<void(Result<>)> done);
