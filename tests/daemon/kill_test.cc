@@ -30,6 +30,7 @@ class KillTest : public ServedTest {
     void storm(size_t rounds, bool others_open);
     std::atomic<bool> stop_{false};
     SharedCount acks_;
+    SharedCount daemons_;  // that were ready
     std::atomic<uint64_t> exclusive_{0}, lost_connections_{0};
 };
 
@@ -48,13 +49,14 @@ class KillTest::Writer {
 
     void run() {
         while (!test_.stop_ && wrong.empty()) {
+            const uint32_t daemon = test_.daemons_.value();
             try {
                 session();
             } catch (const std::exception& lost) {
-                // The daemon died: at connect, at open, or under a write. The main thread needs the
-                // processor to start another.
+                // The daemon died: at connect, at open, or under a write. There will be another.
                 ++test_.lost_connections_;
-                std::this_thread::sleep_for(std::chrono::milliseconds(2));
+                test_.daemons_.wait_for(daemon + 1,
+                                        std::chrono::steady_clock::now() + std::chrono::seconds(1));
             }
         }
     }
@@ -227,11 +229,13 @@ void KillTest::storm(size_t rounds, bool others_open) {
             if (of_this_keeper == 5 || random() % 6 == 0) {
                 daemon_->kill_all();
                 daemon_->start();
+                daemons_.add();
                 of_this_keeper = 0;
                 ++all_kills;
             } else {
                 daemon_->kill_worker();
                 daemon_->wait_ready();
+                daemons_.add();
                 ++of_this_keeper;
                 ++worker_kills;
             }
