@@ -3,6 +3,7 @@
 // can't come at all.
 #include <gmock/gmock.h>
 
+#include "support/backends.h"
 #include "support/locked_inode.h"
 #include "support/mounted_image.h"
 #include "support/other_process.h"
@@ -252,12 +253,7 @@ TEST_P(LockedFilesTest, AStopAnswersWhatWaits) {
     for (const Answer& answer : answers) EXPECT_TRUE(answer->has_value() && **answer);
 }
 
-INSTANTIATE_TEST_SUITE_P(Backends, LockedFilesTest,
-                         testing::Values(EventLoop::Backend::Uring, EventLoop::Backend::Syscalls),
-                         [](const auto& info) {
-                             return info.param == EventLoop::Backend::Uring ? "io_uring"
-                                                                            : "system_calls";
-                         });
+INSTANTIATE_TEST_SUITE_P(Backends, LockedFilesTest, both_backends(), backend_name);
 
 }  // namespace
 }  // namespace atomic4::test

@@ -4,6 +4,7 @@
 #include <sys/uio.h>
 
 #include "ext4/atomic_file.h"
+#include "support/backends.h"
 #include "support/mounted_image.h"
 #include "support/native_loop.h"
 #include "support/other_process.h"
@@ -435,12 +436,7 @@ TEST_P(MountedNativeTest, CollisionsWithOthersAreNoFaultOfTheDevice) {
     stop();
 }
 
-INSTANTIATE_TEST_SUITE_P(Backends, MountedNativeTest,
-                         testing::Values(EventLoop::Backend::Uring, EventLoop::Backend::Syscalls),
-                         [](const auto& info) {
-                             return info.param == EventLoop::Backend::Uring ? "io_uring"
-                                                                            : "system_calls";
-                         });
+INSTANTIATE_TEST_SUITE_P(Backends, MountedNativeTest, both_backends(), backend_name);
 
 }  // namespace
 }  // namespace atomic4::test

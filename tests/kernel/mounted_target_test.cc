@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 
 #include "ext4/atomic_file.h"
+#include "support/backends.h"
 #include "support/mounted_image.h"
 #include "support/other_process.h"
 #include "support/privileged.h"
@@ -639,12 +640,7 @@ TEST_P(MountedTargetTest, RandomOperationsAgreeWithAModel) {
     EXPECT_EQ(fsck_complaints(image_->load()), "");
 }
 
-INSTANTIATE_TEST_SUITE_P(Backends, MountedTargetTest,
-                         testing::Values(EventLoop::Backend::Uring, EventLoop::Backend::Syscalls),
-                         [](const auto& info) {
-                             return info.param == EventLoop::Backend::Uring ? "io_uring"
-                                                                            : "system_calls";
-                         });
+INSTANTIATE_TEST_SUITE_P(Backends, MountedTargetTest, both_backends(), backend_name);
 
 }  // namespace
 }  // namespace atomic4::test

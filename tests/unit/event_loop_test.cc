@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "base/unique_fd.h"
+#include "support/backends.h"
 #include "support/command.h"
 
 namespace atomic4 {
@@ -215,12 +216,7 @@ TEST_P(EventLoopTest, WhatIsDeferredComesFirstAndDoesNotWait) {
     EXPECT_LT(std::ranges::find(order, 1), std::ranges::find(order, 2));
 }
 
-INSTANTIATE_TEST_SUITE_P(Backends, EventLoopTest,
-                         testing::Values(EventLoop::Backend::Uring, EventLoop::Backend::Syscalls),
-                         [](const auto& info) {
-                             return info.param == EventLoop::Backend::Uring ? "io_uring"
-                                                                            : "system_calls";
-                         });
+INSTANTIATE_TEST_SUITE_P(Backends, EventLoopTest, test::both_backends(), test::backend_name);
 
 }  // namespace
 }  // namespace atomic4

@@ -7,6 +7,8 @@
 #include <atomic>
 #include <future>
 
+#include "support/backends.h"
+
 namespace atomic4::test {
 namespace {
 
@@ -112,12 +114,7 @@ TEST_P(HelperThreadsTest, TheEndWaitsForWhatRunsAndDropsTheRest) {
     EXPECT_TRUE(done_.empty());
 }
 
-INSTANTIATE_TEST_SUITE_P(Backends, HelperThreadsTest,
-                         testing::Values(EventLoop::Backend::Uring, EventLoop::Backend::Syscalls),
-                         [](const auto& info) {
-                             return info.param == EventLoop::Backend::Uring ? "io_uring"
-                                                                            : "system_calls";
-                         });
+INSTANTIATE_TEST_SUITE_P(Backends, HelperThreadsTest, both_backends(), backend_name);
 
 }  // namespace
 }  // namespace atomic4::test
