@@ -3,14 +3,8 @@
 // can't come at all.
 #include <gmock/gmock.h>
 
-#include "support/backends.h"
+#include "kernel/served_target.h"
 #include "support/locked_inode.h"
-#include "support/mounted_image.h"
-#include "support/other_process.h"
-#include "support/privileged.h"
-#include "support/target_driver.h"
-#include "writer/helper_threads.h"
-#include "writer/mounted_target.h"
 
 namespace atomic4::test {
 namespace {
@@ -45,66 +39,30 @@ class WatchedOpeners final : public Openers {
     OwnOpeners own_;
 };
 
-class LockedFilesTest : public ::testing::TestWithParam<EventLoop::Backend> {
+class LockedFilesTest : public ServedTarget {
   protected:
     void SetUp() override {
-        if (const auto why = why_no_mounts()) A4_SKIP(*why);
+        ServedTarget::SetUp();
+        if (IsSkipped() || HasFatalFailure()) return;
         if (const auto why = LockedInode::why_not()) A4_SKIP(*why);
         EnableOptions options;
         options.log_size = Bytes(8 * kMiB);
-        image_.emplace(make_atomic4(128 * kMiB, {"-b", "4096"}, options));
-        image_->mount();
-        loop_ = EventLoop::create(GetParam()).value();
-        others_ = HelperThreads::start(*loop_).value();
-        auto volume = MountedVolume::open(image_->dir()).value();
-        const auto contents = read_log(volume->log(), volume->attr().log_id).value();
+        mount(make_atomic4(128 * kMiB, {"-b", "4096"}, options));
         MountedTarget::Options serving;
         auto openers = std::make_unique<WatchedOpeners>(OpenWatch::new_group().value());
         openers_ = openers.get();
         serving.openers = std::move(openers);
-        target_ =
-            MountedTarget::open(*loop_, std::move(volume), contents, std::move(serving)).value();
-        driver_.emplace(*loop_, *target_);
+        begin(new_loop(), std::move(serving));
         make("data");
         make("other");
     }
-    void TearDown() override {
-        target_.reset();
-        others_.reset();
-        loop_.reset();
-    }
-    std::string path(const std::string& name) const { return image_->file(name); }
     void make(const std::string& name) {
-        const UniqueFd fd = open_by_others(name, O_RDWR | O_CREAT);
+        const UniqueFd fd = open_file(name, O_RDWR | O_CREAT);
         const std::vector<std::byte> zeros(kFileSize);
         ASSERT_EQ(::pwrite(fd.get(), zeros.data(), zeros.size(), 0), ssize_t{kFileSize});
         ASSERT_EQ(::fsync(fd.get()), 0);
     }
-    // By another thread: the loop's own would wait for itself.
-    UniqueFd open_by_others(const std::string& name, int flags) {
-        std::optional<int> result;
-        others_->run(
-            [where = path(name), flags] {
-                const int fd = ::open(where.c_str(), flags | O_CLOEXEC, 0644);
-                return fd < 0 ? -errno : fd;
-            },
-            [&](int fd) { result = fd; });
-        while (!result) EXPECT_TRUE(loop_->run_once());
-        return UniqueFd(*result < 0 ? -1 : *result);
-    }
-    FileRef open(const std::string& name) {
-        auto shared = std::make_shared<UniqueFd>(open_by_others(name, O_RDWR));
-        return driver_
-            ->wait<FileRef>([&](auto done) {
-                target_->open_file(std::move(*shared), ::getpid(), false, std::move(done));
-            })
-            .value();
-    }
-    Ack ack(const FileRef& file) { return target_->limits(file).value().ack; }
-    void stop() {
-        const auto stopped = driver_->stop();
-        EXPECT_TRUE(stopped) << stopped.error().message;
-    }
+    Ack ack(const FileRef& file) { return limits(file).ack; }
 
     // All of the file, by plain writes of so many bytes.
     std::vector<Answer> write_plain(const FileRef& file, uint64_t each) {
@@ -125,19 +83,13 @@ class LockedFilesTest : public ::testing::TestWithParam<EventLoop::Backend> {
     // While "data" is locked and plain writes to it are begun.
     void expect_opener_goes_first(uint64_t each);
 
-    std::optional<MountedImage> image_;
-    std::unique_ptr<EventLoop> loop_;
-    std::unique_ptr<HelperThreads> others_;
-    std::unique_ptr<MountedTarget> target_;
     WatchedOpeners* openers_ = nullptr;
-    std::optional<TargetDriver> driver_;
-    std::mt19937_64 random_{42};
     const std::vector<std::byte> bytes_ = random_bytes(kFileSize, random_);
 };
 
 TEST_P(LockedFilesTest, AStrictWriteWaitsWithoutTheOthers) {
-    const UniqueFd writer = open_by_others("data", O_RDWR);
-    const FileRef file = open("data");
+    const UniqueFd writer = open_file("data", O_RDWR);
+    const FileRef file = must_open("data");
     ASSERT_EQ(ack(file), Ack::Strict);
     LockedInode lock(writer.get(), LockedInode::By::Write, 8 * kMiB);
 
@@ -146,7 +98,7 @@ TEST_P(LockedFilesTest, AStrictWriteWaitsWithoutTheOthers) {
         driver_->submit(WriteOp::Kind::Atomic, file, 0, data.subspan(0, 16 * kKiB));
     const Answer second =
         driver_->submit(WriteOp::Kind::Atomic, file, 4 * kKiB, data.subspan(64 * kKiB, 4 * kKiB));
-    const FileRef other = open("other");
+    const FileRef other = must_open("other");
     EXPECT_TRUE(driver_->write(other, 0, data.subspan(0, 16 * kKiB)));
     EXPECT_TRUE(driver_->write_plain(other, kMiB, data.subspan(0, kMiB)));
     EXPECT_EQ(target_->limits(file)->size, Bytes(kFileSize));
@@ -164,13 +116,13 @@ TEST_P(LockedFilesTest, AStrictWriteWaitsWithoutTheOthers) {
 }
 
 TEST_P(LockedFilesTest, PlainWritesWaitWithoutTheOthers) {
-    const UniqueFd reader = open_by_others("data", O_RDONLY | O_DIRECT);
-    const FileRef file = open("data");
+    const UniqueFd reader = open_file("data", O_RDONLY | O_DIRECT);
+    const FileRef file = must_open("data");
     ASSERT_EQ(ack(file), Ack::Exclusive);
     LockedInode lock(reader.get(), LockedInode::By::DirectRead, 0);
     const auto answers = write_plain(file, 64 * kKiB);
 
-    const FileRef other = open("other");
+    const FileRef other = must_open("other");
     EXPECT_TRUE(driver_->write_plain(other, 0, std::span(bytes_).subspan(0, kMiB)));
     EXPECT_TRUE(driver_->write(other, kMiB, std::span(bytes_).subspan(0, kMiB)));
     OtherProcess opener(path("other"));
@@ -187,8 +139,8 @@ TEST_P(LockedFilesTest, PlainWritesWaitWithoutTheOthers) {
 }
 
 void LockedFilesTest::expect_opener_goes_first(uint64_t each) {
-    const UniqueFd reader = open_by_others("data", O_RDONLY | O_DIRECT);
-    const FileRef file = open("data");
+    const UniqueFd reader = open_file("data", O_RDONLY | O_DIRECT);
+    const FileRef file = must_open("data");
     ASSERT_EQ(ack(file), Ack::Exclusive);
     LockedInode lock(reader.get(), LockedInode::By::DirectRead, 0);
     const auto answers = write_plain(file, each);
@@ -217,12 +169,12 @@ TEST_P(LockedFilesTest, AnOpenerGoesBeforeTheRestOfLongWrites) {
 }
 
 TEST_P(LockedFilesTest, AFreezeWaitsForWhatIsBegunOnly) {
-    const UniqueFd reader = open_by_others("data", O_RDONLY | O_DIRECT);
-    const FileRef file = open("data");
+    const UniqueFd reader = open_file("data", O_RDONLY | O_DIRECT);
+    const FileRef file = must_open("data");
     LockedInode lock(reader.get(), LockedInode::By::DirectRead, 0);
     const auto answers = write_plain(file, kMiB);
     // They are submitted, and begun, before the freeze.
-    ASSERT_TRUE(driver_->read(open("other"), 0, 4096));
+    ASSERT_TRUE(driver_->read(must_open("other"), 0, 4096));
     size_t left = 0;
     bool frozen = false;
     target_->freeze([&](const Result<>& done) {
@@ -240,8 +192,8 @@ TEST_P(LockedFilesTest, AFreezeWaitsForWhatIsBegunOnly) {
 }
 
 TEST_P(LockedFilesTest, AStopAnswersWhatWaits) {
-    const UniqueFd reader = open_by_others("data", O_RDONLY | O_DIRECT);
-    FileRef file = open("data");
+    const UniqueFd reader = open_file("data", O_RDONLY | O_DIRECT);
+    FileRef file = must_open("data");
     LockedInode lock(reader.get(), LockedInode::By::DirectRead, 0);
     const auto answers = write_plain(file, kMiB);
     target_->close(std::move(file));

@@ -4,17 +4,12 @@
 #include <sys/uio.h>
 
 #include "ext4/atomic_file.h"
-#include "support/backends.h"
-#include "support/mounted_image.h"
 #include "support/native_loop.h"
-#include "support/other_process.h"
-#include "support/privileged.h"
-#include "support/target_driver.h"
-#include "writer/mounted_target.h"
 
 #ifndef RWF_ATOMIC
 #define RWF_ATOMIC 0x00000040
 #endif
+#include "kernel/served_target.h"
 
 namespace atomic4::test {
 namespace {
@@ -47,72 +42,22 @@ AtomicLimits limits_of(uint64_t unit_min, uint64_t unit_max) {
     return limits;
 }
 
-class MountedNativeTest : public ::testing::TestWithParam<EventLoop::Backend> {
+class MountedNativeTest : public ServedTarget {
   protected:
     void SetUp() override {
-        if (const auto why = why_no_mounts()) A4_SKIP(*why);
-        image_.emplace(volume());
-        image_->mount();
+        ServedTarget::SetUp();
+        if (!IsSkipped() && !HasFatalFailure()) mount(volume());
     }
-    void TearDown() override { kill(); }
-
     void serve(const AtomicLimits& limits = limits_of(4 * kKiB, 64 * kKiB)) {
-        auto mounted = MountedVolume::open(image_->dir());
-        ASSERT_TRUE(mounted) << mounted.error().message;
-        const auto contents = read_log((*mounted)->log(), (*mounted)->attr().log_id);
-        ASSERT_TRUE(contents) << contents.error().message;
-        ASSERT_TRUE(contents->live.empty());
-        auto inner = EventLoop::create(GetParam());
-        if (!inner) A4_SKIP(inner.error().message);
-        loop_ = std::make_unique<NativeLoop>(std::move(*inner));
+        auto loop = std::make_unique<NativeLoop>(new_loop());
+        native_ = loop.get();
         MountedTarget::Options options;
         options.openers = std::make_unique<OwnOpeners>(OpenWatch::new_group().value());
         options.native_limits = [limits](int) { return limits; };
-        auto target =
-            MountedTarget::open(*loop_, std::move(*mounted), *contents, std::move(options));
-        ASSERT_TRUE(target) << target.error().message;
-        target_ = std::move(*target);
-        driver_.emplace(*loop_, *target_);
-        others_ = HelperThreads::start(*loop_).value();
-    }
-    // Without a last word to the log.
-    void kill() {
-        target_.reset();
-        others_.reset();
-        loop_.reset();
-    }
-    void stop() {
-        const auto stopped = driver_->stop();
-        EXPECT_TRUE(stopped) << stopped.error().message;
-        kill();
-    }
-    std::string path(const std::string& name = "data") const { return image_->file(name); }
-    // By a thread that isn't the loop's, which has to answer it.
-    UniqueFd open_path(const std::string& name, int flags) {
-        std::optional<int> result;
-        others_->run(
-            [where = path(name), flags] {
-                const int fd = ::open(where.c_str(), flags | O_CLOEXEC, 0644);
-                return fd < 0 ? -errno : fd;
-            },
-            [&](int fd) { result = fd; });
-        driver_->run_until([&] { return result.has_value(); });
-        return UniqueFd(*result);
-    }
-    FileRef open(const std::string& name = "data") {
-        auto fd = std::make_shared<UniqueFd>(open_path(name, O_RDWR | O_CREAT));
-        auto file = driver_->wait<FileRef>([&](auto done) {
-            target_->open_file(std::move(*fd), ::getpid(), false, std::move(done));
-        });
-        EXPECT_TRUE(file) << file.error().message;
-        return file ? *file : nullptr;
+        begin(std::move(loop), std::move(options));
     }
     std::vector<std::byte> on_disk(uint64_t offset, uint64_t length, const char* name = "data") {
-        std::vector<std::byte> bytes(length);
-        const UniqueFd fd = open_path(name, O_RDONLY);
-        const ssize_t n = ::pread(fd.get(), bytes.data(), length, static_cast<off_t>(offset));
-        bytes.resize(static_cast<size_t>(std::max<ssize_t>(n, 0)));
-        return bytes;
+        return ServedTarget::on_disk(name, offset, length);
     }
     void expect_done(const Result<WriteDone>& done, Engine engine) {
         ASSERT_TRUE(done) << done.error().message;
@@ -123,24 +68,17 @@ class MountedNativeTest : public ::testing::TestWithParam<EventLoop::Backend> {
         EXPECT_EQ(done.error().code, code);
         EXPECT_THAT(done.error().message, HasSubstr(words));
     }
-    FileLimits limits(const FileRef& file) { return target_->limits(file).value(); }
-    TargetCounts counts() const { return target_->counts(); }
     std::vector<std::byte> random(uint64_t size) { return random_bytes(size, random_); }
 
-    std::optional<MountedImage> image_;
-    std::unique_ptr<NativeLoop> loop_;
-    std::unique_ptr<MountedTarget> target_;
-    std::unique_ptr<HelperThreads> others_;
-    std::optional<TargetDriver> driver_;
-    std::mt19937_64 random_{42};
+    NativeLoop* native_ = nullptr;
 };
 
 // Not native, but it needs the moment: between the question for blocks and the placement somebody
 // takes some of them, and the disk is full.
 TEST_P(MountedNativeTest, AHoleThatSomebodyMakesMeanwhileCameAfterTheWrite) {
     serve();
-    const UniqueFd filler = open_path("filler", O_RDWR | O_CREAT);
-    const FileRef file = open();
+    const UniqueFd filler = open_file("filler", O_RDWR | O_CREAT);
+    const FileRef file = must_open();
     const auto before = random(4 * kUnit);
     expect_done(driver_->write(file, 0, before, Engine::Logged), Engine::Logged);
     driver_->run_until([&] { return counts().live_records == 0; });
@@ -150,7 +88,7 @@ TEST_P(MountedNativeTest, AHoleThatSomebodyMakesMeanwhileCameAfterTheWrite) {
             while (::fallocate(filler.get(), FALLOC_FL_KEEP_SIZE, at, step) == 0) at += step;
     };
     bool taken = false;
-    loop_->on_write = [&](int, ByteOffset offset, Bytes length) {
+    native_->on_write = [&](int, ByteOffset offset, Bytes length) {
         if (taken || offset != ByteOffset(0) || length != Bytes(4 * kUnit)) return;
         taken = true;
         ASSERT_EQ(::truncate(path().c_str(), static_cast<off_t>(kUnit)), 0);
@@ -173,7 +111,7 @@ TEST_P(MountedNativeTest, AHoleThatSomebodyMakesMeanwhileCameAfterTheWrite) {
 
 TEST_P(MountedNativeTest, AutoTakesItWhereItHolds) {
     serve();
-    const FileRef file = open();
+    const FileRef file = must_open();
     EXPECT_EQ(limits(file).engine, Engine::Native);
     EXPECT_EQ(limits(file).why_not_native, "");
     EXPECT_EQ(limits(file).unit_max_native, Bytes(64 * kKiB));
@@ -190,7 +128,7 @@ TEST_P(MountedNativeTest, AutoTakesItWhereItHolds) {
             expect_done(driver_->write(file, 2 * unit, some, engine), Engine::Native);
             EXPECT_EQ(on_disk(2 * unit, unit), std::vector(some.begin(), some.end()));
             EXPECT_EQ(counts().atomic_submissions, ++native);
-            const NativeLoop::Seen& seen = loop_->seen.back();
+            const NativeLoop::Seen& seen = native_->seen.back();
             EXPECT_EQ(seen.offset, ByteOffset(2 * unit));
             EXPECT_EQ(seen.length, Bytes(unit));
             EXPECT_EQ(seen.flags, RWF_ATOMIC | RWF_DSYNC);
@@ -209,14 +147,14 @@ TEST_P(MountedNativeTest, AutoTakesItWhereItHolds) {
     expect_refused(driver_->write(file, 0, data.first(128 * kKiB), Engine::Native), EINVAL,
                    "outside the limits");
     EXPECT_EQ(counts().atomic_submissions, native);
-    EXPECT_EQ(loop_->seen.size(), native);
+    EXPECT_EQ(native_->seen.size(), native);
     EXPECT_EQ(counts().writes_logged, 3u);
     stop();
 }
 
 TEST_P(MountedNativeTest, WhyNot) {
     serve(limits_of(32 * kKiB, 32 * kKiB));
-    FileRef file = open();
+    FileRef file = must_open();
     EXPECT_EQ(limits(file).engine, Engine::Logged);
     EXPECT_THAT(limits(file).why_not_native, HasSubstr("outside the device's limits"));
     const auto bytes = random(32 * kKiB);
@@ -224,33 +162,33 @@ TEST_P(MountedNativeTest, WhyNot) {
     expect_done(driver_->write(file, 0, data.first(kUnit)), Engine::Logged);
     expect_refused(driver_->write(file, 0, data.first(kUnit), Engine::Native), EINVAL,
                    "device's limits");
-    EXPECT_TRUE(loop_->seen.empty());
+    EXPECT_TRUE(native_->seen.empty());
     expect_done(driver_->write(file, 0, data), Engine::Native);
-    const FileRef plain = open("plain");
+    const FileRef plain = must_open("plain");
     EXPECT_EQ(limits(plain).engine, Engine::Logged);
     EXPECT_THAT(limits(plain).why_not_native, HasSubstr("no atomic flag"));
     stop();
 
     file.reset();
     serve(AtomicLimits::none("the test has none"));
-    file = open();
+    file = must_open();
     EXPECT_EQ(limits(file).engine, Engine::Logged);
     EXPECT_EQ(limits(file).why_not_native, "the test has none");
     EXPECT_EQ(limits(file).unit_max_native, Bytes(0));
     expect_refused(driver_->write(file, 0, data, Engine::Native), EOPNOTSUPP, "the test has none");
     expect_done(driver_->write(file, 0, data), Engine::Logged);
     EXPECT_EQ(counts().atomic_submissions, 0u);
-    EXPECT_TRUE(loop_->seen.empty());
+    EXPECT_TRUE(native_->seen.empty());
     stop();
 }
 
 TEST_P(MountedNativeTest, LiveRecordsInItsRangeRetireFirst) {
     serve();
-    const FileRef file = open();
+    const FileRef file = must_open();
     const auto old = random(4 * kUnit);
     const auto bytes = random(kUnit);
     std::optional<uint64_t> live;
-    loop_->on_atomic = [&] { live = counts().live_records; };
+    native_->on_atomic = [&] { live = counts().live_records; };
     expect_done(driver_->write(file, 0, old, Engine::Logged), Engine::Logged);
     ASSERT_EQ(counts().live_records, 1u);
     // Beside it nothing has to.
@@ -275,10 +213,10 @@ TEST_P(MountedNativeTest, LiveRecordsInItsRangeRetireFirst) {
 
 TEST_P(MountedNativeTest, WhatTheKernelTurnsDownIsLogged) {
     serve();
-    const FileRef file = open();
+    const FileRef file = must_open();
     const auto bytes = random(kUnit);
     for (const Answer answer : {Answer::Refused, Answer::Busy}) {
-        loop_->answer = answer;
+        native_->answer = answer;
         const TargetCounts before = counts();
         expect_done(driver_->write(file, 0, bytes), Engine::Logged);
         EXPECT_EQ(on_disk(0, kUnit), bytes);
@@ -286,7 +224,7 @@ TEST_P(MountedNativeTest, WhatTheKernelTurnsDownIsLogged) {
         EXPECT_EQ(counts().writes_logged, before.writes_logged + 1);
         EXPECT_EQ(counts().writes_native, 0u);
     }
-    loop_->answer = Answer::Refused;
+    native_->answer = Answer::Refused;
     const TargetCounts before = counts();
     expect_refused(driver_->write(file, kUnit, bytes, Engine::Native), EIO, "adopt");
     EXPECT_EQ(counts().atomic_submissions, before.atomic_submissions + 1);
@@ -325,11 +263,11 @@ TEST_P(MountedNativeTest, HolesUnwrittenAndMixedRanges) {
     for (const Kind& kind : kinds) {
         SCOPED_TRACE(kind.name);
         {
-            const UniqueFd fd = open_path(kind.name, O_RDWR | O_CREAT);
+            const UniqueFd fd = open_file(kind.name, O_RDWR | O_CREAT);
             kind.make(fd.get());
             ASSERT_EQ(::fsync(fd.get()), 0);
         }
-        const FileRef file = open(kind.name);
+        const FileRef file = must_open(kind.name);
         const auto before = on_disk(0, kUnit, kind.name);
         const auto bytes = random(kUnit);
         expect_refused(driver_->write(file, 0, bytes, Engine::Native), EIO,
@@ -347,10 +285,10 @@ TEST_P(MountedNativeTest, HolesUnwrittenAndMixedRanges) {
 TEST_P(MountedNativeTest, AnErrorPoisons) {
     for (const Answer answer : {Answer::Lost, Answer::Failed, Answer::Short}) {
         serve();
-        const FileRef file = open();
+        const FileRef file = must_open();
         const auto bytes = random(kUnit);
         ASSERT_TRUE(driver_->write(file, 0, bytes));
-        loop_->answer = answer;
+        native_->answer = answer;
         const auto waiting = driver_->submit(WriteOp::Kind::Atomic, file, kUnit, bytes);
         const auto behind = driver_->submit(WriteOp::Kind::Atomic, file, kUnit, bytes);
         expect_refused(driver_->finish(waiting), EIO, "in doubt");
@@ -369,13 +307,13 @@ TEST_P(MountedNativeTest, AnErrorPoisons) {
 
 TEST_P(MountedNativeTest, OverlappingOnesKeepTheirOrder) {
     serve();
-    const FileRef file = open();
+    const FileRef file = must_open();
     std::vector<std::vector<std::byte>> bytes;
     for (unsigned i = 0; i < 40; ++i) bytes.push_back(filled(i % 2 == 0 ? 8192 : kUnit, i + 1));
     std::vector<std::shared_ptr<std::optional<Result<WriteDone>>>> results;
     // Every third is turned down on its way, and logged.
-    loop_->on_atomic = [&, n = 0]() mutable {
-        loop_->answer = ++n % 3 == 0 ? Answer::Refused : Answer::Device;
+    native_->on_atomic = [&, n = 0]() mutable {
+        native_->answer = ++n % 3 == 0 ? Answer::Refused : Answer::Device;
     };
     for (unsigned i = 0; i < 40; ++i) {
         const Engine engine = i % 5 == 4 ? Engine::Logged : Engine::Auto;
@@ -399,19 +337,19 @@ TEST_P(MountedNativeTest, OverlappingOnesKeepTheirOrder) {
 // that couldn't drop them is told as EIO, and is no fault of the device.
 TEST_P(MountedNativeTest, CollisionsWithOthersAreNoFaultOfTheDevice) {
     serve();
-    const FileRef file = open();
+    const FileRef file = must_open();
     OtherProcess writer(path());
     writer.begin('w');
     driver_->run_until([&] { return writer.answered(); });
     ASSERT_EQ(writer.result(), '+');
     ASSERT_EQ(limits(file).ack, Ack::Strict);
     const auto cache = [&](int64_t at) {
-        const UniqueFd fd = open_path("data", O_RDONLY);
+        const UniqueFd fd = open_file("data", O_RDONLY);
         std::vector<std::byte> into(kUnit);
         ASSERT_EQ(::pread(fd.get(), into.data(), kUnit, at), static_cast<ssize_t>(kUnit));
     };
     const auto bytes = random(kUnit);
-    loop_->answer = Answer::Lost;
+    native_->answer = Answer::Lost;
     cache(0);
     expect_done(driver_->write(file, 0, bytes), Engine::Logged);
     EXPECT_EQ(on_disk(0, kUnit), bytes);
@@ -420,15 +358,15 @@ TEST_P(MountedNativeTest, CollisionsWithOthersAreNoFaultOfTheDevice) {
     EXPECT_EQ(target_->poisoned(), nullptr);
 
     // The write came through, but somebody has the pages again.
-    loop_->answer = Answer::Device;
-    const UniqueFd reader = open_path("data", O_RDONLY);
-    loop_->on_written = [&] {
+    native_->answer = Answer::Device;
+    const UniqueFd reader = open_file("data", O_RDONLY);
+    native_->on_written = [&] {
         std::vector<std::byte> into(kUnit);
         ASSERT_EQ(::pread(reader.get(), into.data(), kUnit, 4 * kUnit), ssize_t{kUnit});
     };
     expect_done(driver_->write(file, 4 * kUnit, bytes), Engine::Logged);
     EXPECT_EQ(on_disk(4 * kUnit, kUnit), bytes);
-    loop_->on_written = nullptr;
+    native_->on_written = nullptr;
     const auto alone = driver_->write(file, 64 * kUnit, bytes);
     expect_done(alone, Engine::Native);
     EXPECT_EQ(alone->ack, Ack::Strict);

@@ -5,11 +5,7 @@
 #include <sys/stat.h>
 
 #include "ext4/atomic_file.h"
-#include "support/backends.h"
-#include "support/mounted_image.h"
-#include "support/other_process.h"
-#include "support/privileged.h"
-#include "support/target_driver.h"
+#include "kernel/served_target.h"
 
 namespace atomic4::test {
 namespace {
@@ -32,105 +28,24 @@ Image volume_with_file(const std::vector<std::string>& arguments = {"-b", "4096"
     return image;
 }
 
-class MountedTargetTest : public ::testing::TestWithParam<EventLoop::Backend> {
+class MountedTargetTest : public ServedTarget {
   protected:
-    void SetUp() override {
-        if (const auto why = why_no_mounts()) A4_SKIP(*why);
-    }
-    void TearDown() override {
-        target_.reset();
-        opener_.reset();
-        loop_.reset();
-    }
     void serve(const Image& image, bool watch = true) {
-        image_.emplace(image);
-        image_->mount();
+        mount(image);
         start(watch);
     }
     void start(bool watch = true) {
-        auto volume = MountedVolume::open(image_->dir());
-        ASSERT_TRUE(volume) << volume.error().message;
-        const auto contents = read_log((*volume)->log(), (*volume)->attr().log_id);
-        ASSERT_TRUE(contents) << contents.error().message;
-        ASSERT_TRUE(contents->live.empty());
-        loop_ = EventLoop::create(GetParam()).value();
         MountedTarget::Options options;
         if (watch)
             options.openers = std::make_unique<OwnOpeners>(OpenWatch::new_group().value());
         else
             options.why_no_openers = "the test says so";
-        auto target =
-            MountedTarget::open(*loop_, std::move(*volume), *contents, std::move(options));
-        ASSERT_TRUE(target) << target.error().message;
-        target_ = std::move(*target);
-        driver_.emplace(*loop_, *target_);
-        opener_ = HelperThreads::start(*loop_).value();
-    }
-    // By another thread: the loop's own would wait for itself.
-    UniqueFd open_file(const std::string& name, int flags) {
-        std::optional<int> result;
-        opener_->run(
-            [where = path(name), flags] {
-                const int fd = ::open(where.c_str(), flags | O_CLOEXEC, 0644);
-                return fd < 0 ? -errno : fd;
-            },
-            [&](int fd) { result = fd; });
-        driver_->run_until([&] { return result.has_value(); });
-        if (*result < 0) errno = -*result;
-        return UniqueFd(*result < 0 ? -1 : *result);
-    }
-    void stop() {
-        const auto stopped = driver_->stop();
-        EXPECT_TRUE(stopped) << stopped.error().message;
-        target_.reset();
-        opener_.reset();
-        loop_.reset();
-    }
-    std::string path(const std::string& name = "data") const { return image_->file(name); }
-
-    Result<FileRef> open(const std::string& name = "data", int flags = O_RDWR | O_CREAT) {
-        UniqueFd fd = open_file(name, flags);
-        if (!fd) return fail(Error::from_errno(errno, name));
-        return open(std::move(fd));
-    }
-    Result<FileRef> open(UniqueFd fd, bool cooperative = false) {
-        // Another thread's view of the daemon's client: it has closed its own.
-        auto shared = std::make_shared<UniqueFd>(std::move(fd));
-        return driver_->wait<FileRef>([&](auto done) {
-            target_->open_file(std::move(*shared), ::getpid(), cooperative, std::move(done));
-        });
-    }
-    FileRef must_open(const std::string& name = "data") {
-        auto file = open(name);
-        EXPECT_TRUE(file) << file.error().message;
-        return file ? *file : nullptr;
-    }
-    FileLimits limits(const FileRef& file) { return target_->limits(file).value(); }
-
-    std::vector<std::byte> on_disk(const std::string& name, uint64_t offset, uint64_t length) {
-        std::vector<std::byte> bytes(length);
-        const UniqueFd fd = open_file(name, O_RDONLY);
-        const ssize_t n = ::pread(fd.get(), bytes.data(), length, static_cast<off_t>(offset));
-        bytes.resize(static_cast<size_t>(std::max<ssize_t>(n, 0)));
-        return bytes;
-    }
-    // As the process that runs the loop can't wait for its own answer.
-    char other_step(OtherProcess& other, char step) {
-        other.begin(step);
-        driver_->run_until([&] { return other.answered(); });
-        return other.result();
+        begin(new_loop(), std::move(options));
     }
     void until_exclusive(const FileRef& file) {
         driver_->run_until([&] { return limits(file).ack == Ack::Exclusive; });
     }
-    uint64_t live() const { return target_->counts().live_records; }
-
-    std::optional<MountedImage> image_;
-    std::unique_ptr<EventLoop> loop_;
-    std::unique_ptr<MountedTarget> target_;
-    std::unique_ptr<HelperThreads> opener_;
-    std::optional<TargetDriver> driver_;
-    std::mt19937_64 random_{42};
+    uint64_t live() const { return counts().live_records; }
 };
 
 TEST_P(MountedTargetTest, EveryUnitOverEveryKindOfRange) {
