@@ -83,9 +83,8 @@ std::string FileAccess::why_strict() const {
            "somebody has it open for writing whom the daemon didn't see opening it, as before the "
            "file's first OPEN: until that descriptor is closed. A client closes its own after "
            "OPEN, "
-           "cooperative or not, and keeps a read-only one, or opens it again for writing and "
-           "declares "
-           "that in another OPEN";
+           "cooperative or not, and keeps a read-only one, or opens it again for writing and says "
+           "so in another OPEN that declares it cooperative";
 }
 
 void FileAccess::add_writer(pid_t pid) {

@@ -51,15 +51,32 @@ class Disturber {
     std::vector<std::jthread> threads_;
 };
 
-TEST(PageErrors, AreTheFilesOwnBusiness) {
-    if (const auto why = FaultDisk::why_not()) A4_SKIP(*why);
-    MountedScenario it(1);
-    MountedSession& session = it.session();
+void make_file(MountedSession& session) {
     ASSERT_EQ(session.by_others([path = session.path("disturbed")] {
         const UniqueFd fd(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644));
         return ::fallocate(fd.get(), 0, 0, kLength) == 0 && ::fsync(fd.get()) == 0 ? 0 : -errno;
     }),
               0);
+}
+
+// Open, with nobody disturbing it any more, after a flush has told of its pages.
+FileRef disturbed_file(MountedSession& session) {
+    make_file(session);
+    const UniqueFd buffered = session.open_by_others("disturbed", O_RDWR);
+    const UniqueFd direct = session.open_by_others("disturbed", O_RDWR | O_DIRECT);
+    auto file = session.open("disturbed");
+    if (!file) return nullptr;
+    const Disturber disturber(buffered, direct);
+    for (unsigned i = 0; i < 5000; ++i)
+        if (!session.driver().flush(*file)) return *file;
+    return nullptr;
+}
+
+TEST(PageErrors, AreTheFilesOwnBusiness) {
+    if (const auto why = FaultDisk::why_not()) A4_SKIP(*why);
+    MountedScenario it(1);
+    MountedSession& session = it.session();
+    make_file(session);
     const UniqueFd buffered = session.open_by_others("disturbed", O_RDWR);
     const UniqueFd direct = session.open_by_others("disturbed", O_RDWR | O_DIRECT);
     ASSERT_TRUE(buffered && direct);
@@ -91,6 +108,22 @@ TEST(PageErrors, AreTheFilesOwnBusiness) {
     }
     EXPECT_GT(told, 0u);
     EXPECT_TRUE(session.driver().stop());
+}
+
+// Where what the pages say hides what the device says, the device is asked by the log's file.
+TEST(PageErrors, DontHideTheDevices) {
+    if (const auto why = FaultDisk::why_not()) A4_SKIP(*why);
+    MountedScenario it(1);
+    MountedSession& session = it.session();
+    const FileRef file = disturbed_file(session);
+    ASSERT_NE(file, nullptr);
+    it.disk().fail(FaultDisk::What::Flush, 0, FaultDisk::kForEver);
+    const auto flushed = session.driver().flush(file);
+    ASSERT_FALSE(flushed);
+    EXPECT_EQ(flushed.error().code, EIO);
+    EXPECT_THAT(flushed.error().message, HasSubstr("in doubt"));
+    EXPECT_NE(session.target().poisoned(), nullptr);
+    it.disk().heal();
 }
 
 }  // namespace
