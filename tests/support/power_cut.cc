@@ -39,6 +39,11 @@ std::string replay_journal(Image& image) {
     return unmounted_cleanly(image) ? "" : "e2fsck -E journal_only: " + journal.output;
 }
 
+// Of a volume whose journal was replayed. (Once more, and e2fsck would finish them.)
+bool lists_orphans(const Image& replayed) {
+    return field<le32>(replayed, 0xe8) != 0;
+}
+
 Image mounted_once(const Image& image, const std::string& dir) {
     const FaultDisk disk(image, FaultDisk::Memory::Forgets);
     Mount(disk.device(), dir, {"-t", "ext4"}).unmount();
@@ -57,7 +62,7 @@ std::string recover_offline(Image& image, OnConflict policy) {
 
 bool has_orphans(const Image& image) {
     Image replayed = image;
-    return replay_journal(replayed).empty() && field<le32>(replayed, 0xe8) != 0;
+    return replay_journal(replayed).empty() && lists_orphans(replayed);
 }
 
 const char* to_text(Recovery way) {
@@ -129,7 +134,7 @@ Recovered recover_after_cut(const Image& image, Recovery way, const std::string&
         complaint = replay_journal(start);
         if (!complaint.empty()) return result;
         // It says so: the kernel has to finish them.
-        if (has_orphans(start)) way = Recovery::OfflineAfterMount;
+        if (lists_orphans(start)) way = Recovery::OfflineAfterMount;
     }
     if (way == Recovery::OfflineAfterMount) start = mounted_once(start, dir);
     const bool offline = way == Recovery::Offline || way == Recovery::OfflineAfterMount;
