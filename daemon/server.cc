@@ -39,6 +39,14 @@ Server::Server(EventLoop& loop, VolumeService& volume, UniqueFd listener, Unique
     volume_.target().on_group = [this](size_t requests, Bytes record) {
         stats_.group(requests, record);
     };
+    volume_.target().on_late = [this](uint32_t inode) {
+        refusals_.refused(std::nullopt,
+                          fmt::format("inode {}: another process keeps it locked in the kernel: a "
+                                      "write waits for its place; others go on",
+                                      inode),
+                          RefusalLog::Clock::now());
+        tell_refusals_later();
+    };
 }
 
 Result<> Server::run() {
@@ -168,6 +176,7 @@ Snapshot Server::snapshot() {
     now.log_used = counts.log_used;
     now.log_capacity = counts.log_capacity;
     now.live_records = counts.live_records;
+    now.late = counts.late;
     now.frozen = counts.frozen;
     now.request_memory = Bytes(memory_->used());
     now.poisoned = volume_.target().poisoned() != nullptr;

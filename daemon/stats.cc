@@ -132,6 +132,7 @@ nlohmann::ordered_json Stats::to_json(const Snapshot& now) const {
     json["log"] = {{"used", now.log_used.value()},
                    {"capacity", now.log_capacity.value()},
                    {"live_records", now.live_records},
+                   {"late_writes", now.late},
                    {"retired_records", retired_}};
     json["flushes"] = {{"count", flushes_.count()}, {"latency_us", latency_json(flushes_)}};
     json["rwf_atomic_submissions"] = rwf_atomic_;
@@ -218,6 +219,8 @@ std::string Stats::to_prometheus(const Snapshot& now) const {
     out.family("atomic4_files", "gauge", "Open files by how their writes are acknowledged.");
     out.sample(now.files_strict, {{"mode", "strict"}});
     out.sample(now.files_exclusive, {{"mode", "exclusive"}});
+    single("atomic4_late_writes", "gauge",
+           "Logged writes that wait for a file which another process keeps locked.", now.late);
     single("atomic4_poisoned", "gauge",
            "1 if a write of the log or a flush failed: writes are refused until a restart.",
            now.poisoned ? 1 : 0);

@@ -33,6 +33,7 @@ struct Snapshot {
     uint64_t live_records = 0;
     Bytes request_memory;   // of requests whose answers aren't sent yet
     bool poisoned = false;  // a log write or flush failed: writes are refused until a restart
+    uint64_t late = 0;
     bool frozen = false;
 };
 

@@ -22,6 +22,9 @@ namespace atomic4 {
 namespace {
 
 constexpr unsigned kEntries = 1024;
+// What may sleep in the kernel at a time: each has a thread there. By default four a processor,
+// and a few writes to a file that somebody keeps locked would hold up all others.
+constexpr unsigned kSleepers = 512;
 
 struct Request {
     EventLoop::Completion done;
@@ -53,6 +56,9 @@ class UringLoop final : public EventLoop {
         const int made = io_uring_queue_init_params(kEntries, &ring_, &params);
         if (made < 0) return fail(Error::from_errno(-made, "io_uring"));
         ring_made_ = true;
+        unsigned workers[2] = {kSleepers, 0};  // files and devices; others: as it is
+        const int more = io_uring_register_iowq_max_workers(&ring_, workers);
+        if (more < 0) return fail(Error::from_errno(-more, "io_uring: threads"));
         return {};
     }
 

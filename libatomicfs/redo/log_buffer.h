@@ -29,6 +29,8 @@ class LogBuffer {
         return std::span(memory_.get(), length.value());
     }
 
+    Bytes size() const { return Bytes(size_); }
+
   private:
     struct Free {
         void operator()(std::byte* memory) const { std::free(memory); }

@@ -126,8 +126,11 @@ Bytes RedoLog::pad_before(Bytes record) const {
     return record > left ? left : Bytes(0);
 }
 
-bool RedoLog::fits(Bytes record) const {
-    return record <= record_max() && pad_before(record) + record <= capacity() - used_;
+std::optional<Bytes> RedoLog::free_after(Bytes record) const {
+    const Bytes free = capacity() - used_;
+    const Bytes needed = pad_before(record) + record;
+    if (record > record_max() || needed > free) return std::nullopt;
+    return free - needed;
 }
 
 bool RedoLog::has_room(std::span<const RangeRef> ranges) const {
@@ -135,13 +138,21 @@ bool RedoLog::has_room(std::span<const RangeRef> ranges) const {
     return payload && *payload <= record_max() && fits(record_length(ranges.size(), *payload));
 }
 
-Bytes RedoLog::room() const {
-    const Bytes free = capacity() - used_;
-    const Bytes left = state_.end() - head_;
-    // Up to the end, or from the beginning with a pad before.
-    Bytes room = std::min(left, free);
-    if (free > left && free - left > left) room = free - left;
-    return std::min(room, record_max());
+// One that nobody keeps; of those that are free one more stays for later.
+Result<std::shared_ptr<LogBuffer>> RedoLog::free_buffer(Bytes length) {
+    std::shared_ptr<LogBuffer> found;
+    size_t spare = 0;
+    std::erase_if(buffers_, [&](const std::shared_ptr<LogBuffer>& buffer) {
+        if (buffer.use_count() > 1) return false;
+        if (!found) {
+            found = buffer;
+            return false;
+        }
+        return ++spare > 1;
+    });
+    if (!found) found = buffers_.emplace_back(std::make_shared<LogBuffer>());
+    A4_CHECK(found->get(length));
+    return found;
 }
 
 Result<> RedoLog::check_usable() const {
@@ -238,7 +249,8 @@ Result<RedoLog::Staged> RedoLog::stage_append(std::span<const RangeRef> ranges,
     if (!fits(length))
         return fail(EAGAIN, "redo log: no room for a record of {} bytes until others retire",
                     length);
-    const auto buffer = A4_TRY(buffers_[1 - turn_].get(length));
+    const auto memory = A4_TRY(free_buffer(length));
+    const auto buffer = A4_TRY(memory->get(length));
 
     Staged staged;
     ByteOffset position = head_;
@@ -251,12 +263,12 @@ Result<RedoLog::Staged> RedoLog::stage_append(std::span<const RangeRef> ranges,
         staged_.push_back(Entry{sequence++, pad, {}});
         position = kFirstRecord;
     }
-    turn_ = 1 - turn_;
     staged_.push_back(Entry{sequence, length, {ranges.begin(), ranges.end()}});
     staged.writes.push_back(
         {position, build_record(buffer, sequence, position, ranges, data, payload)});
 
     staged.appended.sequence = sequence;
+    staged.appended.memory = memory;
     staged.appended.payloads.reserve(ranges.size());
     uint64_t at = record_header_length(ranges.size()).value();
     for (const RangeRef& range : ranges) {

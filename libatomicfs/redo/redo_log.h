@@ -64,9 +64,9 @@ class RedoLog {
     struct Appended {
         uint64_t sequence = 0;
         // The log's own copy, one view a range, and what must be placed: the client may change its
-        // memory. Valid until the append after the next one, so that one group can be placed while
-        // the next is logged.
+        // memory. Valid as long as `memory` is kept, which the next appends do without then.
         std::vector<std::span<const std::byte>> payloads;
+        std::shared_ptr<const LogBuffer> memory;
     };
 
     // Bytes to be written durably at a log position.
@@ -86,8 +86,9 @@ class RedoLog {
     Result<Appended> append(std::span<const RangeRef> ranges,
                             std::span<const std::span<const std::byte>> data);
     bool has_room(std::span<const RangeRef> ranges) const;
-    // The longest record, header and padding included, that has room now. Shorter ones have too.
-    Bytes room() const;
+    // What a record of this length, header and padding included, leaves free; nothing: it has no
+    // room now.
+    std::optional<Bytes> free_after(Bytes record) const;
     // The record in memory, with append's errors; nothing is written.
     Result<Staged> stage_append(std::span<const RangeRef> ranges,
                                 std::span<const std::span<const std::byte>> data);
@@ -131,7 +132,8 @@ class RedoLog {
     RedoLog(Device& log, const LogState& state, size_t in_force);
 
     Bytes pad_before(Bytes record) const;
-    bool fits(Bytes record) const;
+    bool fits(Bytes record) const { return free_after(record).has_value(); }
+    Result<std::shared_ptr<LogBuffer>> free_buffer(Bytes length);
     Result<> check_usable() const;
     tl::unexpected<Error> poison(Error error, std::string_view doing);
     RecordHeader start_header(uint64_t sequence, ByteOffset position) const;
@@ -158,10 +160,9 @@ class RedoLog {
     std::deque<Entry> entries_;  // everything that either superblock may still start from
     Bytes used_;                 // their lengths: space that must not be overwritten
     std::vector<Entry> staged_;  // being written
-    std::array<LogBuffer, 2> buffers_;
+    std::vector<std::shared_ptr<LogBuffer>> buffers_;  // kept by others, or free
     LogBuffer pad_buffer_;
     LogBuffer superblock_buffer_;
-    size_t turn_ = 0;
     bool closed_ = false;
     bool storing_ = false;
     std::string why_;

@@ -176,7 +176,22 @@ void FileAccess::when_ready(std::function<void(Result<>)> call) {
 void FileAccess::step() {
     if (!probe_wanted_ || probing_) return;
     held_ = true;
-    if (users_ == 0) probe();
+    if (users_ == 0) return probe();
+    if (waiting_.empty() || std::exchange(patience_set_, true)) return;
+    around_.loop.after(kPatience, [this, alive = alive_](int) {
+        if (!*alive) return;
+        patience_set_ = false;
+        lose_patience();
+    });
+}
+
+// The probe, which closes our descriptor, comes when they are through.
+void FileAccess::lose_patience() {
+    if (!probe_wanted_ || probing_ || users_ == 0 || waiting_.empty()) return;
+    for (const Held& opener : waiting_) add_writer(opener.pid);
+    strict_ = true;
+    around_.make_strict();
+    retire_for_openers();
 }
 
 void FileAccess::probe() {
@@ -199,22 +214,25 @@ void FileAccess::probe() {
     // Which of them it is can't be told: all.
     for (const Held& opener : waiting_) add_writer(opener.pid);
     strict_ = true;
-    if (settled_) {
+    if (settled_)
         let_go();
-    } else {
-        // What is live now could be replayed over what they are going to write.
-        around_.when_retired([this, alive = alive_, probes = probes_](const Result<>&) {
-            // Later openers are a later probe's business.
-            if (!*alive || probes != probes_) return;
-            // In doubt or not: nobody is held for ever. In doubt the log says so.
-            settled_ = true;
-            let_go();
-        });
-    }
+    else
+        retire_for_openers();
     // The first answer may have been wrong (open_watch.h).
     if (!settled_ && looks_left_ == 0) looks_left_ = 1;
     if (looks_left_ > 0) look_again(10ms);
     reopen();
+}
+
+// What is live now could be replayed over what they are going to write.
+void FileAccess::retire_for_openers() {
+    around_.when_retired([this, alive = alive_, probes = probes_](const Result<>&) {
+        // Later openers are a later probe's business.
+        if (!*alive || probes != probes_) return;
+        // In doubt or not: nobody is held for ever. In doubt the log says so.
+        settled_ = true;
+        let_go();
+    });
 }
 
 void FileAccess::let_go() {

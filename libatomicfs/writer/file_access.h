@@ -11,7 +11,10 @@
 //                Else new writes wait, running ones finish; our own writable descriptor is closed,
 //                and the probe tells whether the opener, or anybody, can write. A reader goes on,
 //                and the file stays exclusive. A writer goes on when the file's live records are
-//                retired, and the file is strict
+//                retired, and the file is strict. Running writes that another process's lock on
+//                the file keeps from finishing are not waited for longer than kPatience: they
+//                become strict themselves, and nobody is told of them while their records could
+//                still be replayed over what the opener does
 //   a writer has gone      the same probe: if nobody is left the file is exclusive again
 //   a client declares that it writes only through us: the descriptors that its process was seen to
 //                open no longer count
@@ -61,7 +64,10 @@ class FileAccess {
         std::function<void()> wake;
         // Calls back when all that was logged is durably retired.
         std::function<void(std::function<void(Result<>)>)> when_retired;
+        // What runs on the file is acknowledged only when it is retired.
+        std::function<void()> make_strict;
     };
+    static constexpr std::chrono::milliseconds kPatience{400};
 
     FileAccess(const Surroundings& around, UniqueFd read_only)
         : around_(around), read_only_(std::make_shared<UniqueFd>(std::move(read_only))) {}
@@ -109,7 +115,9 @@ class FileAccess {
         uint64_t token;
     };
     void step();
+    void lose_patience();
     void probe();
+    void retire_for_openers();
     void let_go();
     void reopen();
     void reopened(int fd);
@@ -129,6 +137,7 @@ class FileAccess {
     bool unknown_writers_ = true;
     bool settled_ = false;  // strict, and nothing live is left from before
     bool timer_set_ = false;
+    bool patience_set_ = false;
     int looks_left_ = 0;
     struct Writer {
         std::string name;

@@ -3,10 +3,18 @@
 #include <sys/uio.h>
 
 #include <algorithm>
+#include <set>
 #include <utility>
 
 namespace atomic4 {
 namespace {
+
+// Of the log's capacity: its payload, logged once more, with headers.
+constexpr uint64_t kLateShare = 8;
+// A group beyond this waits for no gain: the log write's length then decides, not its latency.
+constexpr Bytes kGroupBytes{uint64_t{4} << 20};
+// The buffers of groups of which something is late.
+constexpr Bytes kLateMemory{uint64_t{128} << 20};
 
 Result<> whole(int result, size_t length, std::string_view what) {
     if (result < 0) return fail(Error::from_errno(-result, what));
@@ -17,11 +25,13 @@ Result<> whole(int result, size_t length, std::string_view what) {
 
 }  // namespace
 
-GroupCommit::GroupCommit(EventLoop& loop, std::unique_ptr<RedoLog> log, int log_fd, Placer& placer)
+GroupCommit::GroupCommit(EventLoop& loop, std::unique_ptr<RedoLog> log, int log_fd, Placer& placer,
+                         std::chrono::milliseconds late_after)
     : loop_(loop),
       log_(std::move(log)),
       log_fd_(log_fd),
       placer_(placer),
+      late_after_(late_after),
       placed_(log_->last_sequence()),
       flushed_(placed_) {}
 
@@ -29,18 +39,36 @@ bool GroupCommit::wants_space() const {
     return space_wanted_ || log_->used().value() > log_->capacity().value() / 2;
 }
 
+// Space is kept for what may become late, twice: one of the two fits, wherever the head stands.
 bool GroupCommit::has_room(size_t parts, Bytes payload) const {
-    return record_header_length(parts) + record_padded(payload) <= log_->room();
+    const auto left = log_->free_after(Load{parts, payload}.length());
+    const Load unplaced{unplaced_.parts + parts, unplaced_.payload + payload};
+    const Bytes late = std::min(unplaced.length(), late_max());
+    return left && *left >= late + late;
+}
+
+Bytes GroupCommit::late_max() const {
+    return Bytes(log_->capacity().value() / kLateShare);
+}
+
+Bytes GroupCommit::group_max() const {
+    return std::min(kGroupBytes, late_max());
 }
 
 void GroupCommit::make_room() {
-    retire_wanted_ = std::max(retire_wanted_, log_->last_sequence());
+    // What is late stays live, however often it is moved.
+    if (late_.empty()) retire_wanted_ = std::max(retire_wanted_, log_->last_sequence());
     space_wanted_ = true;
     advance();
 }
 
+size_t GroupCommit::on_their_way() const {
+    return static_cast<size_t>(std::ranges::count_if(groups_, [](const auto& group) {
+        return !group->late && (!group->logged || group->own_left > 0);
+    }));
+}
+
 void GroupCommit::begin(std::vector<Item> items) {
-    auto group = std::make_shared<Group>();
     std::vector<RangeRef> ranges;
     std::vector<std::span<const std::byte>> data;
     for (uint32_t operation = 0; operation < items.size(); ++operation) {
@@ -50,89 +78,254 @@ void GroupCommit::begin(std::vector<Item> items) {
             data.push_back(part.data);
         }
     }
-    group->items = std::move(items);
-    auto staged = log_->stage_append(ranges, data);
+    const auto staged = log_->stage_append(ranges, data);
     if (!staged) {
         // No memory, or a caller that didn't ask has_room: nothing has happened.
-        for (Item& item : group->items) {
+        for (Item& item : items) {
             if (item.placed) item.placed();
             item.done(fail(Error(staged.error())));
         }
         return;
     }
-    for (const Item& item : group->items) group->parts_left.push_back(item.parts.size());
-    group->items_left = group->items.size();
-    group->sequence = staged->appended.sequence;
-    group->staged = std::move(*staged);
+    std::vector<PlacementRef> own;
+    auto payload = staged->appended.payloads.begin();
+    for (Item& item : items) {
+        auto it = std::make_shared<Placement>();
+        it->left = item.parts.size();
+        it->item = std::move(item);
+        it->placed.resize(it->left);
+        it->logged.assign(payload, payload + static_cast<ptrdiff_t>(it->left));
+        payload += static_cast<ptrdiff_t>(it->left);
+        it->memory = staged->appended.memory;
+        add_unplaced(*it, unplaced_);
+        own.push_back(std::move(it));
+    }
+    ++group_count_;
+    start(*staged, std::move(own), {});
+}
+
+void GroupCommit::start(const RedoLog::Staged& staged, std::vector<PlacementRef> own,
+                        std::vector<PlacementRef> moved) {
+    auto group = std::make_unique<Group>();
+    group->sequence = staged.appended.sequence;
+    group->writes = staged.writes;
+    group->memory = staged.appended.memory;
+    for (const auto& write : staged.writes) group->length += Bytes(write.bytes.size());
+    group->own_left = group->left = own.size();
+    for (const PlacementRef& it : own) it->group = group.get();
+    group->own = std::move(own);
+    group->moved = std::move(moved);
     logging_ = true;
     logged_retired_ = flushed_;
-    ++group_count_;
-    groups_.push_back(group);
-    write_log(group, 0);
+    groups_.push_back(std::move(group));
+    write_log(*groups_.back(), 0);
 }
 
 // The pad, if there is one, must be durable before the record.
-void GroupCommit::write_log(const std::shared_ptr<Group>& group, size_t index) {
-    const RedoLog::LogWrite& write = group->staged->writes[index];
+void GroupCommit::write_log(Group& group, size_t index) {
+    const RedoLog::LogWrite& write = group.writes[index];
     loop_.write(log_fd_, write.position, write.bytes, RWF_DSYNC,
-                [this, group, index, length = write.bytes.size()](int result) {
+                [this, &group, index, length = write.bytes.size()](int result) {
                     auto written = whole(result, length, "log write");
-                    if (written && index + 1 < group->staged->writes.size())
+                    if (written && index + 1 < group.writes.size())
                         return write_log(group, index + 1);
                     logged(group, std::move(written));
                 });
 }
 
-void GroupCommit::logged(const std::shared_ptr<Group>& group, Result<> written) {
+void GroupCommit::logged(Group& group, Result<> written) {
     logging_ = false;
     if (auto finished = log_->finish_append(std::move(written)); !finished) {
         poison(finished.error(), "log write");
         return;
     }
     if (poisoned_) return;
-    group->logged = true;
+    group.logged = true;
+    group.memory.reset();
+    const std::vector<PlacementRef> moved = std::exchange(group.moved, {});
+    for (const PlacementRef& it : moved) {
+        // This record has it now.
+        --std::exchange(it->group, &group)->left;
+        ++group.left;
+        it->moving = false;
+    }
+    leave();
+    if (moving_wanted()) move_late();
     // The next group's log write goes first: all wait for the log, only this group for its places.
     placer_.wake();
-    loop_.defer([this, group] {
-        if (!poisoned_) place(group);
-    });
+    if (group.own_left > 0) {
+        loop_.defer([this, &group, alive = alive_] {
+            if (*alive && !poisoned_) place(group);
+        });
+    }
+    // Those that were placed meanwhile; this may be the end of the group.
+    for (const PlacementRef& it : moved)
+        if (it->left == 0) placed(it);
+    if (!moved.empty()) finish();
     serve();  // the record may have said what is retired
 }
 
-void GroupCommit::place(const std::shared_ptr<Group>& group) {
+void GroupCommit::place(Group& group) {
+    group.since = std::chrono::steady_clock::now();
+    look_later();
     // A single write that has to be durable in place becomes so by itself, without a flush.
-    const bool durable = group->items.size() == 1 && group->items[0].parts.size() == 1 &&
-                         group->items[0].need != Need::Placed;
-    size_t payload = 0;
-    for (size_t i = 0; i < group->items.size(); ++i) {
-        for (const Part& part : group->items[i].parts) {
-            placer_.place(part.file, part.range.offset, group->staged->appended.payloads[payload++],
-                          durable, [this, group, i](Result<> done) {
+    const bool durable =
+        group.own.size() == 1 && group.own[0]->left == 1 && group.own[0]->item.need != Need::Placed;
+    for (const PlacementRef& it : group.own) {
+        for (size_t i = 0; i < it->logged.size(); ++i) {
+            const Part& part = it->item.parts[i];
+            placer_.place(part.file, part.range.offset, it->logged[i], durable,
+                          [this, it, i](Result<> done) {
                               if (poisoned_) return placer_.wake();
                               if (!done) return poison(done.error(), "placement");
-                              if (--group->parts_left[i] == 0) placed(group, i);
+                              it->placed[i] = true;
+                              --unplaced_.parts;
+                              unplaced_.payload -= Bytes(it->logged[i].size());
+                              if (--it->left == 0) placed(it);
                           });
         }
     }
 }
 
-void GroupCommit::placed(const std::shared_ptr<Group>& group, size_t index) {
-    Item& item = group->items[index];
+void GroupCommit::placed(const PlacementRef& it) {
+    if (it->moving) return;  // its range stays held until the newer record is live
+    Group& group = *it->group;
+    --group.left;
+    if (it->late)
+        std::erase(late_, it);
+    else
+        --group.own_left;
+    Item& item = it->item;
     const Need need = item.need;
     const auto done = std::exchange(item.done, nullptr);
     if (item.placed) item.placed();
-    if (need != Need::Placed) acknowledge_later(group->sequence, need, done);
-    if (--group->items_left == 0) {
-        while (!groups_.empty() && groups_.front()->logged && groups_.front()->items_left == 0) {
-            placed_ = groups_.front()->sequence;
-            groups_.pop_front();
-        }
-        log_->note_placed(placed_);
-        advance();
-        placer_.wake();
-    }
+    if (need != Need::Placed) acknowledge_later(group.sequence, need, done);
+    if (group.left == 0 || it->late) finish();
     if (need == Need::Placed) done({});
 }
+
+// Groups that are placed, in the order of their records.
+void GroupCommit::leave() {
+    while (!groups_.empty() && groups_.front()->logged && groups_.front()->left == 0) {
+        placed_ = groups_.front()->sequence;
+        groups_.pop_front();
+    }
+    log_->note_placed(placed_);
+}
+
+void GroupCommit::finish() {
+    leave();
+    advance();
+    placer_.wake();
+}
+
+// --- late placements ---
+
+bool GroupCommit::late(uint32_t inode) const {
+    return std::ranges::any_of(late_, [inode](const PlacementRef& it) {
+        return std::ranges::any_of(it->item.parts,
+                                   [inode](const Part& part) { return part.range.inode == inode; });
+    });
+}
+
+void GroupCommit::look_later() {
+    if (std::exchange(looking_, true)) return;
+    loop_.after(late_after_ / 2, [this, alive = alive_](int) {
+        if (*alive) look_for_late();
+    });
+}
+
+void GroupCommit::look_for_late() {
+    looking_ = false;
+    if (poisoned_) return;
+    const auto now = std::chrono::steady_clock::now();
+    std::set<uint32_t> files;
+    bool found = false;
+    for (const auto& group : groups_) {
+        if (!group->logged || group->late || group->own_left == 0) continue;
+        if (now - group->since < late_after_ || !may_be_late(*group)) {
+            look_later();
+            continue;
+        }
+        found = group->late = true;
+        group->own_left = 0;
+        for (const PlacementRef& it : group->own) {
+            if (it->left == 0) continue;
+            it->late = true;
+            late_.push_back(it);
+            for (size_t i = 0; i < it->placed.size(); ++i)
+                if (!it->placed[i]) files.insert(it->item.parts[i].range.inode);
+        }
+    }
+    if (!found) return;
+    for (const uint32_t inode : files)
+        if (on_late) on_late(inode);
+    advance();
+    placer_.wake();
+}
+
+void GroupCommit::add_unplaced(const Placement& it, Load& load) {
+    for (size_t i = 0; i < it.placed.size(); ++i) {
+        if (it.placed[i]) continue;
+        ++load.parts;
+        load.payload += Bytes(it.logged[i].size());
+    }
+}
+
+GroupCommit::Load GroupCommit::late_load() const {
+    Load load;
+    for (const PlacementRef& it : late_) add_unplaced(*it, load);
+    return load;
+}
+
+bool GroupCommit::may_be_late(const Group& group) const {
+    Load load = late_load();
+    std::set<const LogBuffer*> buffers;
+    for (const PlacementRef& it : late_) buffers.insert(it->memory.get());
+    for (const PlacementRef& it : group.own) {
+        if (it->left > 0) add_unplaced(*it, load);
+        buffers.insert(it->memory.get());
+    }
+    Bytes memory;
+    for (const LogBuffer* buffer : buffers) memory += buffer->size();
+    return load.length() <= late_max() && memory <= kLateMemory;
+}
+
+// Only what is late keeps the first group from being placed, and somebody waits for it to retire,
+// or for space of which more comes free than it takes.
+bool GroupCommit::moving_wanted() const {
+    if (poisoned_ || logging_ || late_.empty()) return false;
+    const Group& first = *groups_.front();
+    if (!first.late && first.own_left > 0) return false;
+    const Bytes length = late_load().length();
+    if (!log_->free_after(length)) return false;
+    if (std::max(flush_wanted_, retire_wanted_) >= first.sequence) return true;
+    Bytes stays = length + length;
+    for (const auto& group : groups_)
+        if (!group->late && group->own_left > 0) stays += group->length;
+    return wants_space() && log_->used() > stays;
+}
+
+void GroupCommit::move_late() {
+    std::vector<RangeRef> ranges;
+    std::vector<std::span<const std::byte>> data;
+    uint32_t operation = 0;
+    for (const PlacementRef& it : late_) {
+        for (size_t i = 0; i < it->placed.size(); ++i) {
+            if (it->placed[i]) continue;
+            ranges.push_back(it->item.parts[i].range);
+            ranges.back().operation = operation;
+            data.push_back(it->logged[i]);
+        }
+        ++operation;
+    }
+    const auto staged = log_->stage_append(ranges, data);
+    if (!staged) return;  // no memory: later
+    for (const PlacementRef& it : late_) it->moving = true;
+    start(*staged, {}, late_);
+}
+
+// --- flush, retire, acknowledge ---
 
 void GroupCommit::acknowledge_later(uint64_t sequence, Need need,
                                     std::function<void(Result<>)> call) {
@@ -150,9 +343,28 @@ void GroupCommit::when_retired(std::function<void(Result<>)> call) {
     advance();
 }
 
+void GroupCommit::make_strict(uint32_t inode) {
+    const auto change = [inode](const PlacementRef& it) {
+        const bool concerned = std::ranges::any_of(
+            it->item.parts, [inode](const Part& part) { return part.range.inode == inode; });
+        if (it->left > 0 && concerned) it->item.need = Need::Retired;
+    };
+    for (const auto& group : groups_) std::ranges::for_each(group->own, change);
+    std::ranges::for_each(late_, change);
+}
+
 // Flush, then retire: whatever is placed by now.
 void GroupCommit::advance() {
-    if (poisoned_ || flushing_) return;
+    if (poisoned_) return;
+    // Not from here: a group may be about to begin.
+    if (moving_wanted() && !std::exchange(move_scheduled_, true)) {
+        loop_.defer([this, alive = alive_] {
+            if (!*alive) return;
+            move_scheduled_ = false;
+            if (moving_wanted()) move_late();
+        });
+    }
+    if (flushing_) return;
     const uint64_t wanted = std::max(flush_wanted_, retire_wanted_);
     if (placed_ > flushed_ && (wanted > flushed_ || wants_space())) {
         flushing_ = true;
@@ -236,9 +448,11 @@ void GroupCommit::poison(const Error& error, std::string_view doing) {
         (void)log_->mark(kLogInDoubt | kLogUnguarded).has_value();
     const Error told{EIO, fmt::format("{}; in doubt until a restart has recovered", *poisoned_)};
     std::vector<std::function<void(Result<>)>> failed;
-    for (const auto& group : groups_)
-        for (Item& item : group->items)
-            if (item.done) failed.push_back(std::move(item.done));
+    const auto give_up = [&failed](const PlacementRef& it) {
+        if (auto done = std::exchange(it->item.done, nullptr)) failed.push_back(std::move(done));
+    };
+    for (const auto& group : groups_) std::ranges::for_each(group->own, give_up);
+    std::ranges::for_each(late_, give_up);
     for (auto& [sequence, waiter] : waiters_) failed.push_back(std::move(waiter.call));
     waiters_.clear();
     for (const auto& call : failed)

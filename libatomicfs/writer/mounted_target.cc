@@ -10,11 +10,9 @@ namespace {
 
 using namespace std::chrono_literals;
 
-// A group beyond this waits for no gain: the log write's length then decides, not its latency.
-constexpr Bytes kGroupBytes{uint64_t{4} << 20};
 constexpr size_t kGroupParts = 512;
 // So many files may be kept locked by somebody before others' plain writes and allocations wait.
-constexpr size_t kHelperThreads = 4;
+constexpr size_t kHelperThreads = 64;
 constexpr size_t kOpeningThreads = 2;
 // Live records of a volume at rest are retired after this, so that nobody waits for them.
 constexpr auto kRest = 200ms;
@@ -45,6 +43,9 @@ Result<> MountedTarget::start(const LogContents& contents, Options options) {
     log_fd_ = volume_->log().fd();
     GroupCommit::Placer& placer = *this;
     commit_ = std::make_unique<GroupCommit>(loop_, std::move(log), log_fd_, placer);
+    commit_->on_late = [this](uint32_t inode) {
+        if (on_late) on_late(inode);
+    };
     return {};
 }
 
@@ -106,7 +107,8 @@ void MountedTarget::open_file(UniqueFd descriptor, pid_t peer, bool cooperative,
             openers_.get(),
             why_no_watch_,
             [this] { schedule_pump(); },
-            [this](std::function<void(Result<>)> call) { commit_->when_retired(std::move(call)); }};
+            [this](std::function<void(Result<>)> call) { commit_->when_retired(std::move(call)); },
+            [this, inode = state->inode] { commit_->make_strict(inode); }};
         AtomicLimits native = native_limits_(read_only->get());
         auto file = std::make_shared<SharedFile>(*state, around, std::move(*read_only),
                                                  std::move(*witness), std::move(native));
@@ -255,7 +257,8 @@ bool MountedTarget::may_run(Pending& pending) {
     bool held = frozen_ && pending.kind != Pending::Kind::Read;
     pending.each_file([&](const FileRef& file) {
         // Reads don't need the writable descriptor.
-        if (pending.kind != Pending::Kind::Read) held = held || shared(file).access.held();
+        if (pending.kind != Pending::Kind::Read)
+            held = held || shared(file).access.held() || commit_->late(file->inode);
     });
     // Whoever it waits for may punch holes.
     if (held) pending.prepared = false;
@@ -351,7 +354,7 @@ bool MountedTarget::plan_logged(std::unique_ptr<Pending>& pending, GroupPlan& pl
     for (const WriteOp::Range& range : op.ranges) bytes += Bytes(range.data.size());
     const size_t parts = plan.parts + op.ranges.size();
     const Bytes payload = plan.payload + bytes;
-    if (!plan.items.empty() && (parts > kGroupParts || payload > kGroupBytes)) {
+    if (!plan.items.empty() && (parts > kGroupParts || payload > commit_->group_max())) {
         plan.full = true;
         return false;
     }
@@ -393,15 +396,17 @@ bool MountedTarget::plan_logged(std::unique_ptr<Pending>& pending, GroupPlan& pl
     item.done = [this, running, strict, bytes](Result<> done) {
         if (!done) return running->fail_with(done.error());
         const Error* spoiled = nullptr;
+        bool retired = strict;
         running->each_file([&](const FileRef& file) {
             if (spoiled == nullptr && shared(file).spoiled) spoiled = &*shared(file).spoiled;
+            retired = retired || shared(file).access.ack() == Ack::Strict;  // make_strict
         });
         if (spoiled != nullptr) return running->fail_with(*spoiled);
-        ++(strict ? counts_.acks_strict : counts_.acks_exclusive);
+        ++(retired ? counts_.acks_strict : counts_.acks_exclusive);
         counts_.writes_logged += 1;
         counts_.bytes_logged += bytes.value();
         if (running->op->kind == WriteOp::Kind::Batch) ++counts_.batches;
-        running->op->done(WriteDone{Engine::Logged, strict ? Ack::Strict : Ack::Exclusive});
+        running->op->done(WriteDone{Engine::Logged, retired ? Ack::Strict : Ack::Exclusive});
     };
     plan.items.push_back(std::move(item));
     plan.parts = parts;
@@ -467,7 +472,7 @@ void MountedTarget::settle() {
                             [](const auto& entry) { return !entry.second.waiting.empty(); });
     // Reads change nothing: a frozen volume has them all the time.
     const bool quiet = running_ == 0 && (frozen_ || reading_ == 0) &&
-                       (commit_->poisoned() || !commit_->device_busy()) &&
+                       (commit_->poisoned() || (commit_->idle() && !commit_->device_busy())) &&
                        (frozen_ || !writes_wait);
     if (quiet) {
         std::vector<std::function<void(Result<>)>> calls;
@@ -475,12 +480,13 @@ void MountedTarget::settle() {
         std::ranges::move(std::exchange(stop_calls_, {}), std::back_inserter(calls));
         for (const auto& call : calls) commit_->when_retired(call);
     }
-    if (!commit_->poisoned() && !commit_->log().empty() && !retire_timer_) {
+    // What is late stays live, and would be logged again and again.
+    if (!commit_->poisoned() && !commit_->log().empty() && !commit_->any_late() && !retire_timer_) {
         retire_timer_ = true;
         loop_.after(kRest, [this, seen = activity_, alive = alive_](int) {
             if (!*alive) return;
             retire_timer_ = false;
-            if (seen == activity_)
+            if (seen == activity_ && !commit_->any_late())
                 commit_->when_retired([](const Result<>&) {});
             else
                 schedule_pump();
@@ -523,6 +529,7 @@ TargetCounts MountedTarget::counts() const {
     counts.log_used = commit_->log().used();
     counts.log_capacity = commit_->log().capacity();
     counts.live_records = commit_->log().live_count();
+    counts.late = commit_->late();
     counts.frozen = frozen_;
     counts.files = files_.size();
     for (const auto& [inode, file] : files_)

@@ -7,6 +7,8 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <deque>
+#include <functional>
 #include <optional>
 
 #include "device/device.h"
@@ -92,6 +94,9 @@ class SharedFile final : public TargetFile {
     const AtomicLimits native;
     FileAccess access;
     size_t handles = 0;
+    // Placements that run, and those that wait for one of them to end.
+    size_t placing = 0;
+    std::deque<std::function<void()>> to_place;
     bool asking = false;           // the helper threads are looking for its holes
     bool leaving = false;          // without handles, it waits for its records to retire
     bool dirty = false;            // written since the last flush

@@ -89,6 +89,7 @@ struct TargetCounts {
     uint64_t atomic_submissions = 0;  // RWF_ATOMIC writes given to the kernel
     Bytes log_used, log_capacity;     // now
     uint64_t live_records = 0;        // now
+    uint64_t late = 0;                // now: placements that a file's lock keeps waiting
     bool frozen = false;              // now
     uint64_t files = 0, files_strict = 0, files_exclusive = 0;  // now
 };
@@ -120,6 +121,8 @@ class Target {
     virtual TargetCounts counts() const = 0;
     // For each group: how many requests its record carries, and its length in the log.
     std::function<void(size_t requests, Bytes record)> on_group;
+    // Told when a placement has waited long for a file that somebody keeps locked.
+    std::function<void(uint32_t inode)> on_late;
     // Requests are under way whose end a device decides: spinning for clients would only cost.
     virtual bool device_busy() const = 0;
 };

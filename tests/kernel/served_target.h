@@ -104,7 +104,9 @@ class ServedTarget : public ::testing::TestWithParam<EventLoop::Backend> {
     // As the process that runs the loop can't wait for its own answer.
     char other_step(OtherProcess& other, char step) {
         other.begin(step);
+        const auto poll = loop_->poll(other.answers(), POLLIN, [](int) {});
         driver_->run_until([&] { return other.answered(); });
+        loop_->unpoll(poll);
         return other.result();
     }
 

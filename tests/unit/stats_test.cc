@@ -136,6 +136,7 @@ Snapshot snapshot() {
     now.log_used = Bytes(8192);
     now.log_capacity = Bytes(1 << 20);
     now.live_records = 7;
+    now.late = 5;
     return now;
 }
 
@@ -161,7 +162,7 @@ TEST(Stats, Json) {
     EXPECT_EQ(
         json["log"],
         nlohmann::json(
-            {{"used", 8192}, {"capacity", 1 << 20}, {"live_records", 7}, {"retired_records", 4}}));
+            {{"used", 8192}, {"capacity", 1 << 20}, {"live_records", 7}, {"late_writes", 5}, {"retired_records", 4}}));
     EXPECT_EQ(json["errors"], nlohmann::json({{"EIO", 1}, {"EINVAL", 2}, {"other", 5}}));
     EXPECT_EQ(json["flushes"]["count"], 1);
     EXPECT_EQ(json["refused"], 1);
