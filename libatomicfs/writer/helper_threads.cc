@@ -10,10 +10,17 @@
 
 namespace atomic4 {
 
-Result<std::unique_ptr<HelperThreads>> HelperThreads::start(EventLoop& loop, size_t threads) {
+Result<std::unique_ptr<HelperThreads>> HelperThreads::start(EventLoop& loop, size_t most) {
     UniqueFd event(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
     if (!event) return fail(Error::from_errno(errno, "eventfd"));
-    std::unique_ptr<HelperThreads> helpers(new HelperThreads(loop, std::move(event)));
+    std::unique_ptr<HelperThreads> helpers(new HelperThreads(loop, std::move(event), most));
+    A4_CHECK(helpers->add_thread());
+    helpers->poll_ =
+        loop.poll(helpers->event_.get(), POLLIN, [it = helpers.get()](int) { it->deliver(); });
+    return helpers;
+}
+
+Result<> HelperThreads::add_thread() {
     // Signals are the loop's.
     sigset_t all;
     sigset_t before;
@@ -21,16 +28,13 @@ Result<std::unique_ptr<HelperThreads>> HelperThreads::start(EventLoop& loop, siz
     pthread_sigmask(SIG_BLOCK, &all, &before);
     std::optional<Error> error;
     try {
-        while (helpers->threads_.size() < threads)
-            helpers->threads_.emplace_back([it = helpers.get()] { it->work(); });
+        threads_.emplace_back([this] { work(); });
     } catch (const std::system_error& thrown) {
         error = Error::from_errno(thrown.code().value(), "helper thread");
     }
     pthread_sigmask(SIG_SETMASK, &before, nullptr);
     if (error) return fail(std::move(*error));
-    helpers->poll_ =
-        loop.poll(helpers->event_.get(), POLLIN, [it = helpers.get()](int) { it->deliver(); });
-    return helpers;
+    return {};
 }
 
 HelperThreads::~HelperThreads() {
@@ -45,10 +49,19 @@ HelperThreads::~HelperThreads() {
 }
 
 void HelperThreads::run(Lane lane, std::function<int()> work, EventLoop::Completion done) {
+    bool too_few = false;
     {
         const std::scoped_lock lock(mutex_);
         jobs_.push_back({lane, std::move(work), std::move(done)});
+        if (threads_.size() < most_ && jobs_.size() > idle_) {
+            std::set<Lane> lanes;
+            for (const Job& job : jobs_)
+                if (!busy_.contains(job.lane)) lanes.insert(job.lane);
+            too_few = lanes.size() > idle_;
+        }
     }
+    // Without it, the work waits for one of the others.
+    if (too_few) (void)add_thread().has_value();
     wake_.notify_one();
 }
 
@@ -62,7 +75,9 @@ void HelperThreads::work() {
     std::unique_lock lock(mutex_);
     for (;;) {
         auto found = jobs_.end();
+        ++idle_;
         wake_.wait(lock, [&] { return stop_ || (found = next()) != jobs_.end(); });
+        --idle_;
         if (stop_) return;
         Job job = std::move(*found);
         jobs_.erase(found);

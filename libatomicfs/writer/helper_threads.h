@@ -3,6 +3,9 @@
 // the page cache, and whatever takes an inode's lock, which another process's write(2) may hold for
 // seconds.
 //
+// There is one thread at first, and one more each time that work comes which none is free for, up
+// to a limit.
+//
 // Work comes in lanes, for each file its own: that of one lane is done in order, one at a time, so
 // a file that somebody keeps locked occupies one thread; other lanes go on as long as a thread is
 // left. What is asked for first is begun first. The result comes back as a completion of the event
@@ -29,7 +32,7 @@ class HelperThreads {
   public:
     using Lane = uint64_t;
 
-    static Result<std::unique_ptr<HelperThreads>> start(EventLoop& loop, size_t threads = 1);
+    static Result<std::unique_ptr<HelperThreads>> start(EventLoop& loop, size_t most = 1);
     // What isn't begun is dropped; what is, waited for.
     ~HelperThreads();
 
@@ -48,13 +51,16 @@ class HelperThreads {
         int result = 0;
     };
 
-    HelperThreads(EventLoop& loop, UniqueFd event) : loop_(loop), event_(std::move(event)) {}
+    HelperThreads(EventLoop& loop, UniqueFd event, size_t most)
+        : loop_(loop), event_(std::move(event)), most_(most) {}
+    Result<> add_thread();
     void work();
     std::deque<Job>::iterator next();
     void deliver();
 
     EventLoop& loop_;
     UniqueFd event_;
+    const size_t most_;
     EventLoop::PollId poll_ = 0;
     std::mutex mutex_;
     std::condition_variable wake_;
@@ -62,6 +68,7 @@ class HelperThreads {
     std::set<Lane> busy_;  // lanes with a job that runs
     std::vector<Job> finished_;
     bool stop_ = false;
+    size_t idle_ = 0;  // threads
     std::vector<std::thread> threads_;
 };
 

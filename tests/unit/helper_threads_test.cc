@@ -64,6 +64,20 @@ TEST_P(HelperThreadsTest, ALaneKeepsItsOrderHoweverManyThreads) {
     EXPECT_TRUE(alone);
 }
 
+// Each of these waits for ever, and none has been begun when the next comes.
+TEST_P(HelperThreadsTest, ThereAreAsManyThreadsAsLanesThatWait) {
+    start(8);
+    std::array<std::promise<void>, 7> told;
+    for (size_t i = 0; i < told.size(); ++i) run_until_told(i, told[i], 0);
+    for (size_t i = 0; i < told.size(); ++i) run(i, 0);
+    run(100, 1);
+    run(101, 2);
+    until_done(2);
+    EXPECT_THAT(done_, ElementsAre(1, 2));
+    for (auto& one : told) one.set_value();
+    until_done(2 + 2 * told.size());
+}
+
 TEST_P(HelperThreadsTest, ALaneThatWaitsHoldsUpNoOther) {
     start(2);
     std::promise<void> told;
