@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "support/bytes.h"
+#include "support/mounted_image.h"
 #include "support/mounted_scenario.h"
 #include "support/privileged.h"
 
@@ -124,6 +125,28 @@ TEST(PageErrors, DontHideTheDevices) {
     EXPECT_THAT(flushed.error().message, HasSubstr("in doubt"));
     EXPECT_NE(session.target().poisoned(), nullptr);
     it.disk().heal();
+}
+
+// There each inode has its own changes, and flushing the log's file says nothing of the others.
+TEST(PageErrors, NothingIsLostWithoutAJournal) {
+    if (const auto why = FaultDisk::why_not()) A4_SKIP(*why);
+    MountedScenario it(1, MountedScenario::Journal::Without);
+    MountedSession& session = it.session();
+    const FileRef file = disturbed_file(session);
+    ASSERT_NE(file, nullptr);
+    const auto bytes = filled(kLength, 7);
+    ASSERT_TRUE(session.driver().write(file, 0, bytes));
+    ASSERT_TRUE(session.driver().write(file, kLength, bytes));  // longer
+    session.driver().run_until([&] { return session.target().counts().live_records == 0; });
+    Image image;
+    e2fsck(it.disk().recorded()->image_after(it.disk().events(), 0), {"-fy"}, &image);
+    EXPECT_TRUE(session.driver().stop());
+
+    MountedImage mounted(image);
+    mounted.mount();
+    auto expected = bytes;
+    expected.insert(expected.end(), bytes.begin(), bytes.end());
+    EXPECT_TRUE(file_contents(mounted.file("disturbed")) == expected);
 }
 
 }  // namespace

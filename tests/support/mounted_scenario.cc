@@ -29,12 +29,14 @@ T must(Result<T> result) {
     return std::move(*result);
 }
 
-Image volume() {
+Image volume(MountedScenario::Journal journal) {
     EnableOptions options;
     options.log_size = Bytes(kMiB + kMiB / 16);
-    Image image = make_atomic4(
-        16 * kMiB, {"-b", "4096", "-N", "128", "-E", "lazy_itable_init=0,lazy_journal_init=0"},
-        options);
+    std::vector<std::string> mke2fs{
+        "-b", "4096", "-N", "128", "-E", "lazy_itable_init=0,lazy_journal_init=0"};
+    if (journal == MountedScenario::Journal::Without)
+        mke2fs.insert(mke2fs.end(), {"-O", "^has_journal"});
+    Image image = make_atomic4(16 * kMiB, mke2fs, options);
     const auto opened = must(open_for_writing(std::make_unique<ImageDevice>(image)));
     NewFile file;
     file.size = Bytes(kFileSize);
@@ -81,9 +83,9 @@ int rename_and_back(int fd, const std::string& path) {
 
 }  // namespace
 
-MountedScenario::MountedScenario(uint64_t seed) : random_(seed) {
+MountedScenario::MountedScenario(uint64_t seed, Journal journal) : random_(seed) {
     must(::mkdir(dir_.c_str(), 0755) == 0, dir_);
-    disk_.emplace(volume());
+    disk_.emplace(volume(journal));
     mount();
     for (const char* name : {"data", "grow", "sparse", "shared"}) {
         const bool grows = std::string_view(name) == "grow";

@@ -28,7 +28,8 @@ class MountedScenario {
     enum File : size_t { kData, kGrow, kSparse, kShared };
 
     // Mounted and served, with its files made and flushed.
-    explicit MountedScenario(uint64_t seed);
+    enum class Journal { With, Without };
+    explicit MountedScenario(uint64_t seed, Journal journal = Journal::With);
     ~MountedScenario();
 
     // --- clients ---
