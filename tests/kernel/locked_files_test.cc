@@ -285,7 +285,7 @@ TEST_P(LatePlacementTest, OthersGoOnAndNothingIsLost) {
     EXPECT_FALSE(stuck->has_value());
     EXPECT_EQ(on_disk("data", 64 * kKiB, 64 * kKiB), std::vector<std::byte>(64 * kKiB));
     EXPECT_EQ(recovered("data", 64 * kKiB, 64 * kKiB), copy_of(bytes(kMiB, 64 * kKiB)));
-    EXPECT_EQ(recovered("other", 49 * 64 * kKiB, 64 * kKiB), copy_of(bytes(7, 64 * kKiB)));
+    EXPECT_EQ(recovered("other", 49 * (64 * kKiB), 64 * kKiB), copy_of(bytes(7, 64 * kKiB)));
 
     lock_->release();
     EXPECT_TRUE(driver_->finish(stuck));
