@@ -24,7 +24,7 @@ namespace {
 constexpr unsigned kEntries = 1024;
 // What may sleep in the kernel at a time: each has a thread there. By default four a processor,
 // and a few writes to a file that somebody keeps locked would hold up all others.
-constexpr unsigned kSleepers = 512;
+constexpr unsigned kSleepers = 2048;
 
 struct Request {
     EventLoop::Completion done;

@@ -117,6 +117,10 @@ static_assert(offsetof(RecordHeader, time) == 0x60);
 static_assert(offsetof(RecordHeader, placed) == 0x68);
 static_assert(offsetof(RecordHeader, reserved) == 0x70);
 
+// In an operation's number: ranges of it that an earlier record had are placed already, so it can't
+// be given up any more.
+inline constexpr uint32_t kOperationBegun = uint32_t{1} << 31;
+
 // Follow the header at once. A range never crosses a log block: header and block are multiples
 // of 32.
 struct RecordRange {
@@ -124,7 +128,8 @@ struct RecordRange {
     /* 04 */ le32 generation;
     /* 08 */ le64 offset;
     /* 10 */ le32 length;     // of its bytes in the payload; not 0
-    /* 14 */ le32 operation;  // ranges of one record with the same number: all or nothing
+    /* 14 */ le32 operation;  // ranges of one record with the same number: all or nothing;
+                              // kOperationBegun
     /* 18 */ le64 new_size;   // the file's size after the write; 0: unchanged
 };
 static_assert(sizeof(RecordRange) == 32 && alignof(RecordRange) == 1);

@@ -50,6 +50,7 @@ struct OperationRange {
 };
 struct Operation {
     std::vector<OperationRange> ranges;
+    bool begun = false;  // more of it than this was placed before
 };
 struct RecordPlan {
     const LoggedRecord* record;
@@ -240,6 +241,7 @@ void MountedReplay::plan() {
             if (begin + length > file.end) ++file.clipped_ranges;
             const auto [at, fresh] = operations.emplace(range.operation, plan.operations.size());
             if (fresh) plan.operations.emplace_back();
+            plan.operations[at->second].begun = (range.operation & kOperationBegun) != 0;
             plan.operations[at->second].ranges.push_back(
                 {&file,
                  key,
@@ -297,6 +299,8 @@ Result<MountedReplay::Verdict> MountedReplay::decide(const Operation& operation,
     const Comparison found = A4_TRY(compare(operation, payload));
     if (inspecting()) {
         if (found.differing == 0) return Verdict::Settled;
+        if (operation.begun)
+            return found.differing_suspicious > 0 ? Verdict::Conflict : Verdict::Place;
         if (found.equal == 0) return Verdict::Leave;
         // A single write that was given to the kernel is there as a whole, whatever became of the
         // daemon. If others could open the file since, what differs is theirs.

@@ -163,8 +163,17 @@ void FileAccess::declare(pid_t pid) {
         return;
     writers_.erase(found);
     if (!writers_.empty() || unknown_writers_) return;
+    become_exclusive();
+    // Others were waiting for what it was.
+    if (waiting_.empty()) return;
+    probe_wanted_ = true;
+    step();
+}
+
+void FileAccess::become_exclusive() {
     strict_ = false;
     settled_ = false;
+    ++times_exclusive_;
 }
 
 void FileAccess::when_ready(std::function<void(Result<>)> call) {
@@ -201,9 +210,8 @@ void FileAccess::probe() {
     direct_.reset();
     const auto nobody = OpenWatch::nobody_writes(read_only());
     if (nobody && *nobody) {
-        strict_ = false;
+        become_exclusive();
         unknown_writers_ = false;
-        settled_ = false;
         writers_.clear();
         looks_left_ = 0;
         let_go();
@@ -226,9 +234,11 @@ void FileAccess::probe() {
 
 // What is live now could be replayed over what they are going to write.
 void FileAccess::retire_for_openers() {
-    around_.when_retired([this, alive = alive_, probes = probes_](const Result<>&) {
-        // Later openers are a later probe's business.
-        if (!*alive || probes != probes_) return;
+    around_.when_retired([this, alive = alive_, exclusive = times_exclusive_](const Result<>&) {
+        // Exclusive meanwhile, so what is live now is another matter.
+        if (!*alive || exclusive != times_exclusive_) return;
+        // Those too that came after this was asked for: what is written by then is strict.
+        for (const Held& opener : waiting_) add_writer(opener.pid);
         // In doubt or not: nobody is held for ever. In doubt the log says so.
         settled_ = true;
         let_go();

@@ -118,6 +118,7 @@ class FileAccess {
     void lose_patience();
     void probe();
     void retire_for_openers();
+    void become_exclusive();
     void let_go();
     void reopen();
     void reopened(int fd);
@@ -147,6 +148,7 @@ class FileAccess {
     std::vector<Held> waiting_;  // openers
     size_t users_ = 0;
     uint64_t probes_ = 0;
+    uint64_t times_exclusive_ = 0;
     std::optional<Error> broken_;
     std::vector<std::function<void(Result<>)>> ready_calls_;
     std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);

@@ -9,8 +9,14 @@
 namespace atomic4 {
 namespace {
 
-// Of the log's capacity: its payload, logged once more, with headers.
-constexpr uint64_t kLateShare = 8;
+using namespace std::chrono_literals;
+using Clock = std::chrono::steady_clock;
+
+// Of the log's capacity: what is late, logged once more, with headers.
+constexpr uint64_t kLateShare = 6;
+// What is late is not logged again at a higher rate than this, however often somebody waits for it.
+constexpr uint64_t kMovedPerSecond = uint64_t{64} << 20;
+constexpr auto kMemoryPause = 100ms;
 // A group beyond this waits for no gain: the log write's length then decides, not its latency.
 constexpr Bytes kGroupBytes{uint64_t{4} << 20};
 // The buffers of groups of which something is late.
@@ -51,8 +57,12 @@ Bytes GroupCommit::late_max() const {
     return Bytes(log_->capacity().value() / kLateShare);
 }
 
+// Two of them, all of it late, may be: so many are on their way before the first is found late.
 Bytes GroupCommit::group_max() const {
-    return std::min(kGroupBytes, late_max());
+    const Bytes headers = record_header_length(kGroupParts) * 2;
+    const Bytes late = late_max();
+    const Bytes payload = late > headers ? Bytes((late - headers).value() / 2) : Bytes(0);
+    return std::clamp(payload, Bytes(kLogBlock), kGroupBytes);
 }
 
 void GroupCommit::make_room() {
@@ -141,6 +151,7 @@ void GroupCommit::logged(Group& group, Result<> written) {
     }
     if (poisoned_) return;
     group.logged = true;
+    group.since = Clock::now();
     group.memory.reset();
     const std::vector<PlacementRef> moved = std::exchange(group.moved, {});
     for (const PlacementRef& it : moved) {
@@ -150,7 +161,6 @@ void GroupCommit::logged(Group& group, Result<> written) {
         it->moving = false;
     }
     leave();
-    if (moving_wanted()) move_late();
     // The next group's log write goes first: all wait for the log, only this group for its places.
     placer_.wake();
     if (group.own_left > 0) {
@@ -162,11 +172,11 @@ void GroupCommit::logged(Group& group, Result<> written) {
     for (const PlacementRef& it : moved)
         if (it->left == 0) placed(it);
     if (!moved.empty()) finish();
+    move_when_wanted();
     serve();  // the record may have said what is retired
 }
 
 void GroupCommit::place(Group& group) {
-    group.since = std::chrono::steady_clock::now();
     look_later();
     // A single write that has to be durable in place becomes so by itself, without a flush.
     const bool durable =
@@ -223,8 +233,9 @@ void GroupCommit::finish() {
 
 bool GroupCommit::late(uint32_t inode) const {
     return std::ranges::any_of(late_, [inode](const PlacementRef& it) {
-        return std::ranges::any_of(it->item.parts,
-                                   [inode](const Part& part) { return part.range.inode == inode; });
+        for (size_t i = 0; i < it->placed.size(); ++i)
+            if (!it->placed[i] && it->item.parts[i].range.inode == inode) return true;
+        return false;
     });
 }
 
@@ -238,7 +249,7 @@ void GroupCommit::look_later() {
 void GroupCommit::look_for_late() {
     looking_ = false;
     if (poisoned_) return;
-    const auto now = std::chrono::steady_clock::now();
+    const auto now = Clock::now();
     std::set<uint32_t> files;
     bool found = false;
     for (const auto& group : groups_) {
@@ -300,10 +311,32 @@ bool GroupCommit::moving_wanted() const {
     const Bytes length = late_load().length();
     if (!log_->free_after(length)) return false;
     if (std::max(flush_wanted_, retire_wanted_) >= first.sequence) return true;
-    Bytes stays = length + length;
+    return wants_space() && moving_frees() > length;
+}
+
+// Records that are placed, or would be if what is late had moved.
+Bytes GroupCommit::moving_frees() const {
+    Bytes length;
     for (const auto& group : groups_)
-        if (!group->late && group->own_left > 0) stays += group->length;
-    return wants_space() && log_->used() > stays;
+        if (group->late || (group->logged && group->left == 0)) length += group->length;
+    return length;
+}
+
+// Not at once: a group may be about to begin, and all that is late is logged again for each who
+// waits.
+void GroupCommit::move_when_wanted() {
+    if (move_scheduled_ || !moving_wanted()) return;
+    move_scheduled_ = true;
+    const auto move = [this, alive = alive_] {
+        if (!*alive) return;
+        move_scheduled_ = false;
+        if (moving_wanted()) move_late();
+    };
+    const auto pause = next_move_ - Clock::now();
+    if (pause.count() > 0)
+        loop_.after(pause, [move](int) { move(); });
+    else
+        loop_.defer(move);
 }
 
 void GroupCommit::move_late() {
@@ -311,16 +344,23 @@ void GroupCommit::move_late() {
     std::vector<std::span<const std::byte>> data;
     uint32_t operation = 0;
     for (const PlacementRef& it : late_) {
+        const bool begun = it->left < it->placed.size();
         for (size_t i = 0; i < it->placed.size(); ++i) {
             if (it->placed[i]) continue;
             ranges.push_back(it->item.parts[i].range);
-            ranges.back().operation = operation;
+            ranges.back().operation = operation | (begun ? kOperationBegun : 0);
             data.push_back(it->logged[i]);
         }
         ++operation;
     }
     const auto staged = log_->stage_append(ranges, data);
-    if (!staged) return;  // no memory: later
+    if (!staged) {
+        // No memory.
+        next_move_ = Clock::now() + kMemoryPause;
+        return move_when_wanted();
+    }
+    const auto length = late_load().length().value();
+    next_move_ = Clock::now() + std::chrono::nanoseconds(length * 1'000'000'000 / kMovedPerSecond);
     for (const PlacementRef& it : late_) it->moving = true;
     start(*staged, {}, late_);
 }
@@ -356,14 +396,7 @@ void GroupCommit::make_strict(uint32_t inode) {
 // Flush, then retire: whatever is placed by now.
 void GroupCommit::advance() {
     if (poisoned_) return;
-    // Not from here: a group may be about to begin.
-    if (moving_wanted() && !std::exchange(move_scheduled_, true)) {
-        loop_.defer([this, alive = alive_] {
-            if (!*alive) return;
-            move_scheduled_ = false;
-            if (moving_wanted()) move_late();
-        });
-    }
+    move_when_wanted();
     if (flushing_) return;
     const uint64_t wanted = std::max(flush_wanted_, retire_wanted_);
     if (placed_ > flushed_ && (wanted > flushed_ || wants_space())) {
@@ -395,7 +428,8 @@ void GroupCommit::store_retired() {
     if (!waited_for && !wants_space()) return;
     const auto write = log_->stage_retired();
     if (!write) {
-        space_wanted_ = false;  // both say everything that there is to say
+        // Both say everything that there is to say, unless what is late moves.
+        space_wanted_ = !late_.empty() && moving_frees() > late_load().length();
         return;
     }
     storing_ = true;

@@ -20,7 +20,7 @@
 // A placement takes as long as somebody keeps the file locked. After a while it is late: its group
 // is no longer one of the two that others wait for, and when somebody waits for a retirement, which
 // goes in the order of the log, what is late is logged once more. From then on the newer record has
-// it, and those before can retire. Little may be late at a time (an eighth of the log), so that
+// it, and those before can retire. Little may be late at a time (a sixth of the log), so that
 // there is always room for that; what is more is waited for.
 //
 // A failure in 1, 2, 4 or 6 is final: nobody knows what is stored. Everything that isn't
@@ -91,7 +91,8 @@ class GroupCommit {
     bool has_room(size_t parts, Bytes payload) const;
     // Retires what it can, to make room; wake() will be called.
     void make_room();
-    // A group with more payload gains nothing, unless it is one write.
+    // A group with more parts or payload gains nothing, unless it is one write.
+    static constexpr size_t kGroupParts = 512;
     Bytes group_max() const;
     // ready() and has_room() hold.
     void begin(std::vector<Item> items);
@@ -153,7 +154,7 @@ class GroupCommit {
         std::shared_ptr<const LogBuffer> memory;  // of the writes
         bool logged = false;
         bool late = false;
-        std::chrono::steady_clock::time_point since;  // its placement
+        std::chrono::steady_clock::time_point since;  // logged
     };
     // What a record would carry.
     struct Load {
@@ -182,6 +183,8 @@ class GroupCommit {
     Load late_load() const;
     Bytes late_max() const;
     bool moving_wanted() const;
+    Bytes moving_frees() const;
+    void move_when_wanted();
     void move_late();
     void acknowledge_later(uint64_t sequence, Need need, std::function<void(Result<>)> call);
     void advance();
@@ -205,6 +208,7 @@ class GroupCommit {
     bool mark_later_ = false;
     bool looking_ = false;
     bool move_scheduled_ = false;
+    std::chrono::steady_clock::time_point next_move_;
     bool space_wanted_ = false;
     uint64_t placed_ = 0;          // records up to this one are placed
     uint64_t flushed_ = 0;         // … and flushed

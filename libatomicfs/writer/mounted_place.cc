@@ -17,8 +17,6 @@ namespace {
 constexpr int kTries = 16;
 // So often that is believed of an error that nothing speaks for any more.
 constexpr int kUnexplained = 3;
-// Of one file, at a time: while somebody keeps it locked each has a thread of the kernel's.
-constexpr size_t kPlacementsOfAFile = 64;
 // Holes that others make in a range while it is placed.
 constexpr int kHoles = 16;
 
@@ -47,24 +45,17 @@ void MountedTarget::place(const FileRef& file, ByteOffset offset, std::span<cons
                           bool durable, std::function<void(Result<>)> done) {
     const auto it = std::static_pointer_cast<SharedFile>(file);
     const Attempt attempt{.durable = durable};
-    auto begin = [this, it, offset, data, attempt, done = std::move(done)]() mutable {
+    it->to_place.emplace_back([this, it, offset, data, attempt, done = std::move(done)]() mutable {
         // Nobody is held from opening it any more.
         if (commit_->poisoned()) return done(fail(commit_->in_doubt()));
         ++it->placing;
         place_part(it, offset, data, attempt, [it, done = std::move(done)](Result<> placed) {
             --it->placing;
-            if (!it->to_place.empty()) {
-                const auto next = std::move(it->to_place.front());
-                it->to_place.pop_front();
-                next();
-            }
+            it->place_next();
             done(std::move(placed));
         });
-    };
-    if (it->placing < kPlacementsOfAFile)
-        begin();
-    else
-        it->to_place.push_back(std::move(begin));
+    });
+    it->place_next();
 }
 
 void MountedTarget::place_part(const SharedRef& file, ByteOffset offset,

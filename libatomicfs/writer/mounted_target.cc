@@ -10,7 +10,6 @@ namespace {
 
 using namespace std::chrono_literals;
 
-constexpr size_t kGroupParts = 512;
 // So many files may be kept locked by somebody before others' plain writes and allocations wait.
 constexpr size_t kHelperThreads = 64;
 constexpr size_t kOpeningThreads = 2;
@@ -354,7 +353,8 @@ bool MountedTarget::plan_logged(std::unique_ptr<Pending>& pending, GroupPlan& pl
     for (const WriteOp::Range& range : op.ranges) bytes += Bytes(range.data.size());
     const size_t parts = plan.parts + op.ranges.size();
     const Bytes payload = plan.payload + bytes;
-    if (!plan.items.empty() && (parts > kGroupParts || payload > commit_->group_max())) {
+    if (!plan.items.empty() &&
+        (parts > GroupCommit::kGroupParts || payload > commit_->group_max())) {
         plan.full = true;
         return false;
     }

@@ -94,9 +94,18 @@ class SharedFile final : public TargetFile {
     const AtomicLimits native;
     FileAccess access;
     size_t handles = 0;
-    // Placements that run, and those that wait for one of them to end.
+    // Placements that run, and those that wait for one of them to end: while somebody keeps the
+    // file locked each has a thread of the kernel's.
+    static constexpr size_t kPlacing = 64;
     size_t placing = 0;
     std::deque<std::function<void()>> to_place;
+    void place_next() {
+        while (placing < kPlacing && !to_place.empty()) {
+            const auto next = std::move(to_place.front());
+            to_place.pop_front();
+            next();
+        }
+    }
     bool asking = false;           // the helper threads are looking for its holes
     bool leaving = false;          // without handles, it waits for its records to retire
     bool dirty = false;            // written since the last flush
