@@ -299,12 +299,10 @@ Result<MountedReplay::Verdict> MountedReplay::decide(const Operation& operation,
     const Comparison found = A4_TRY(compare(operation, payload));
     if (inspecting()) {
         if (found.differing == 0) return Verdict::Settled;
-        if (operation.begun)
-            return found.differing_suspicious > 0 ? Verdict::Conflict : Verdict::Place;
-        if (found.equal == 0) return Verdict::Leave;
+        if (found.equal == 0 && !operation.begun) return Verdict::Leave;
         // A single write that was given to the kernel is there as a whole, whatever became of the
         // daemon. If others could open the file since, what differs is theirs.
-        if (policy_ == OnConflict::Keep && !history_.guard_unbroken &&
+        if (policy_ == OnConflict::Keep && !history_.guard_unbroken && found.equal > 0 &&
             found.differing_suspicious == 0 && operation.ranges.size() == 1 &&
             operation.ranges[0].bytes.length() <= kWholeWrite)
             return Verdict::Leave;

@@ -195,6 +195,25 @@ TEST_F(MountedReplayTest, HalfABatchIsFinished) {
     expect("b", kUnit, filled(kUnit, 2));
 }
 
+// What an earlier record had of it is placed, and that record is retired.
+TEST_F(MountedReplayTest, TheRestOfABatchIsFinished) {
+    append({{"a", 0, filled(kUnit, 1), 0, 0 | kOperationBegun}, {"b", 0, filled(kUnit, 2), 0, 1}});
+    const ReplayReport report = replay(guarded());
+    expect_emptied(report);
+    expect("a", 0, filled(kUnit, 1));
+    expect("b", 0, filled(kUnit, 0));  // nothing of it was there
+}
+
+TEST_F(MountedReplayTest, TheRestOfABatchAndNewerBytesAreAConflict) {
+    append({{"a", 0, filled(kUnit, 1), 0, 0 | kOperationBegun}});
+    put("a", 0, filled(kUnit, 9));
+    age_records();
+    const ReplayReport report = replay({});
+    EXPECT_FALSE(report.log_emptied);
+    EXPECT_FALSE(report.conflicts.empty());
+    expect("a", 0, filled(kUnit, 9));
+}
+
 TEST_F(MountedReplayTest, ATornOperationIsFinished) {
     append({{"a", 0, filled(kUnit, 1)}});
     put("a", 8192, filled(4096, 1));
