@@ -44,7 +44,7 @@ same_options mkfs.atomic4 "$(help_options mkfs.atomic4)" "$(page_options <"$man/
 same_options atomic4ctl "$(help_options atomic4ctl)" "$(section atomic4ctl.8 '^.SH OPTIONS' | page_options)"
 same_options atomic4d "$(help_options atomic4d)" "$(section atomic4d.8 '^.SH OPTIONS' | page_options)"
 commands=$(atomic4ctl --help | sed -n '/^Subcommands/,$p' | awk '/^  [a-z]/ { print $1 }')
-is "$(wc -w <<<"$commands")" 15
+is "$(wc -w <<<"$commands")" 16
 for command in $commands; do
     same_options "atomic4ctl $command" \
         "$(help_options atomic4ctl "$command" | grep -vx -e -h -e --help || true)" \
@@ -72,7 +72,7 @@ is "$(section atomic4ctl.8 '^.SS check' | grep -cE '^\.B [0-9]+$')" "$(findings 
 # Of each subcommand, over several runs that bring out all its keys.
 documented_keys() { # the words in bold of the section's JSON part
     section atomic4ctl.8 "^.SS $1( |\$)" | sed -n '/^JSON:/,$p' | sed -n 's/^\.BR\{0,1\} //p' |
-        sed 's/ [;.,].*//; s/ ;$//' | sort -u
+        sed 's/ [;.,)].*//; s/ ;$//' | sort -u
 }
 declare -A seen
 keys_of() { # SUBCOMMAND ARGUMENT…
@@ -84,6 +84,7 @@ keys_of() { # SUBCOMMAND ARGUMENT…
 }
 make_ext4 vol.img 96M
 keys_of info info vol.img
+keys_of frag frag vol.img
 keys_of enable enable vol.img
 keys_of info info vol.img
 keys_of prealloc -d vol.img prealloc /db --size 100000
@@ -104,6 +105,9 @@ debugfs -w -R 'ea_rm /db trusted.atomic4.unit' bad.img >/dev/null 2>&1
 keys_of check -d bad.img check
 debugfs -w -R 'ea_rm / trusted.atomic4.volume' bad.img >/dev/null 2>&1
 keys_of info info bad.img
+bitmap=$(dumpe2fs bad.img 2>/dev/null | sed -n 's/.*Block bitmap at \([0-9]*\).*/\1/p' | sed 1q)
+patch bad.img $((bitmap * 4096 + 9)) <(printf '\x55')
+keys_of frag frag bad.img
 keys_of disable disable --force vol.img
 # Through a daemon.
 truncate -s 96M vol.img && expect_ok mkfs.atomic4 -q -F -b 4096 vol.img

@@ -76,6 +76,12 @@ struct MapCommand {
 };
 Result<int> run(const Context& context, const MapCommand& command);
 
+struct FragCommand {
+    std::string device;
+    std::string svg;  // a file for the picture, or empty
+};
+Result<int> run(const Context& context, const FragCommand& command);
+
 struct WriteCommand {
     std::string device;  // empty: through a daemon
     std::string path;

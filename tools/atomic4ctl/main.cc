@@ -204,6 +204,12 @@ int main_program(int argc, char** argv) {
     map->add_option("PATH", map_options.path, "the file, inside the volume")->required();
     in_device(map, map_options);
 
+    FragCommand frag_options;
+    CLI::App* frag = add("frag", "how much of the free space aligned units can use");
+    frag->add_option("--svg", frag_options.svg, "a picture of it, into that file")
+        ->type_name("FILE");
+    on_device(frag, frag_options);
+
     WriteCommand write_options;
     CLI::App* write = add("write", "write atomically");
     add_size(
