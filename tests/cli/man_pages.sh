@@ -95,6 +95,7 @@ keys_of status -d vol.img status /db
 keys_of status -d vol.img status /
 keys_of status -d vol.img status /.atomic4/log
 keys_of map -d vol.img map /db
+keys_of map -d vol.img map --unit 64K /db
 expect_ok atomic4ctl -d vol.img prealloc /holes --size 0
 expect_ok atomic4ctl -d vol.img write /holes --offset 128K --from data
 keys_of map -d vol.img map /holes

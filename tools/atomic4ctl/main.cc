@@ -202,6 +202,10 @@ int main_program(int argc, char** argv) {
     MapCommand map_options;
     CLI::App* map = add("map", "a file's units and where they lie on the device");
     map->add_option("PATH", map_options.path, "the file, inside the volume")->required();
+    add_size(
+        map, "-u,--unit", [&](Bytes size) { map_options.unit = size; },
+        "seen in such units (the file's own)");
+    map->add_option("--svg", map_options.svg, "a picture of it, into that file")->type_name("FILE");
     in_device(map, map_options);
 
     FragCommand frag_options;
