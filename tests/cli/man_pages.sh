@@ -43,6 +43,12 @@ section() { # PAGE REGEX: from that heading to the next
 same_options mkfs.atomic4 "$(help_options mkfs.atomic4)" "$(page_options <"$man/mkfs.atomic4.8")"
 same_options atomic4ctl "$(help_options atomic4ctl)" "$(section atomic4ctl.8 '^.SH OPTIONS' | page_options)"
 same_options atomic4d "$(help_options atomic4d)" "$(section atomic4d.8 '^.SH OPTIONS' | page_options)"
+# The mount helpers say theirs in one line: "[-sfnrvw] [-N NAMESPACE]".
+for program in mount.atomic4 umount.atomic4; do
+    same_options $program \
+        "$($program --help 2>&1 | grep -oE '\[-[a-zA-Z]+' | tr -d '[-' | grep -o . | sed 's/^/-/' | sort)" \
+        "$(section $program.8 '^.SH OPTIONS' | page_options)"
+done
 commands=$(atomic4ctl --help | sed -n '/^Subcommands/,$p' | awk '/^  [a-z]/ { print $1 }')
 is "$(wc -w <<<"$commands")" 16
 for command in $commands; do
