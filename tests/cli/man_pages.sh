@@ -74,6 +74,35 @@ while read -r number meaning; do
 done < <(findings)
 is "$(section atomic4ctl.8 '^.SS check' | grep -cE '^\.B [0-9]+$')" "$(findings | wc -l)"
 
+# --- the format -------------------------------------------------------------------------------------
+# atomic4(5) has FORMAT.md's byte tables: offset, size and field of each row, in the same order; its
+# bits; and the keys and names.
+format=$ATOMIC4_SOURCE/libatomicfs/FORMAT.md
+rows_of_format() { sed -n 's/^| \(0x[0-9a-f]*\) | \([0-9]* *[a-z]*\) | *\([^|]*\)|.*/\1|\2|\3/p' "$format" | sed 's/ *$//'; }
+rows_of_page() { sed -n 's/^\(0x[0-9a-f]*|[0-9]* *[a-z]*|[^|]*\)|.*/\1/p' "$man/atomic4.5"; }
+[ "$(rows_of_format | wc -l)" -ge 38 ] || die "FORMAT.md's tables can't be read"
+diff -u --label FORMAT.md --label atomic4.5 <(rows_of_format) <(rows_of_page) >&2 ||
+    die "atomic4(5) and FORMAT.md differ"
+while read -r where value; do
+    grep -qx "$where|$value|.*" "$man/atomic4.5" || die "atomic4(5) lacks $where $value"
+    CHECKS=$((CHECKS + 1))
+done < <(sed -n 's/^| `\([is]_[a-z_]*\)` | \(0x[0-9a-f]*\) .*/\1 \2/p' "$format")
+while read -r name; do
+    grep -qxF ".B $name" "$man/atomic4.5" || die "atomic4(5) lacks $name"
+    CHECKS=$((CHECKS + 1))
+done < <(sed -n 's/^| `\(\/\.atomic4[a-z/]*\|trusted\.[a-z0-9.]*\)` .*/\1/p' "$format")
+# The words for a log's end are those that info prints.
+for word in $(sed -n '/to_text(LogEnd/,/^}/s/.*return "\(.*[a-z]\)";/\1/p' "$ATOMIC4_SOURCE/libatomicfs/redo/log_reader.cc" | tr ' ' _); do
+    section atomic4.5 '^.SS Its end' | grep -qx "\.B ${word/_/ }" || die "atomic4(5) lacks ${word/_/ }"
+    CHECKS=$((CHECKS + 1))
+done
+# The limits of atomic4(7) name what the library refuses by name.
+for word in $(sed -n 's/^    {EXT4_FEATURE_[A-Z_]*, "\(bigalloc\|quota\|inline_data\|casefold\|mmp\)", .*/\1/p' \
+    "$ATOMIC4_SOURCE/libatomicfs/ext4/features.cc"); do
+    section atomic4.7 '^.SS Limits' | grep -wF "$word" >/dev/null || die "atomic4(7) lacks $word"
+    CHECKS=$((CHECKS + 1))
+done
+
 # --- JSON keys --------------------------------------------------------------------------------------
 # Of each subcommand, over several runs that bring out all its keys.
 documented_keys() { # the words in bold of the section's JSON part
