@@ -65,6 +65,16 @@ json_holds '.damaged | length == 1' '.damaged[0].group == 0' '.free_blocks > 0'
 capture atomic4ctl frag bad.img
 out_has '1 group left out: damaged'
 
+# Whatever state the volume is in; but what the journal holds is not in the figures.
+make_ext4 crashed.img 40M
+expect_ok atomic4ctl --json frag crashed.img
+sound=$(json_value .)
+err_is_empty
+debugfs -w -R 'feature needs_recovery' crashed.img >/dev/null 2>&1
+changes_nothing crashed.img expect_ok atomic4ctl --json frag crashed.img
+is "$(json_value .)" "$sound"
+err_has '^atomic4ctl: warning: crashed\.img: its journal needs recovery: the figures are from before$'
+
 # No volume at all; and a command line that is off.
 zeros 1M >zeros.img
 expect_fail 1 'not an ext4 volume' atomic4ctl frag zeros.img
