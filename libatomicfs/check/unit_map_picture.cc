@@ -50,11 +50,29 @@ constexpr UnitState kAll[] = {UnitState::Written, UnitState::Unwritten, UnitStat
 constexpr const char* kPatterns =
     "<defs><pattern id=\"unwritten\" width=\"5\" height=\"5\" patternUnits=\"userSpaceOnUse\" "
     "patternTransform=\"rotate(45)\"><rect width=\"5\" height=\"5\" fill=\"white\"/>"
-    "<rect width=\"1.5\" height=\"5\" fill=\"#0b6bcb\"/></pattern></defs>\n";
+    "<rect width=\"1.5\" height=\"5\" fill=\"#0b6bcb\"/></pattern>"
+    "<pattern id=\"misaligned\" width=\"8\" height=\"8\" patternUnits=\"userSpaceOnUse\">"
+    "<rect width=\"8\" height=\"8\" fill=\"#fbbf24\"/>"
+    "<path d=\"M0,0 8,8 M8,0 0,8\" stroke=\"#1f2328\" stroke-width=\"0.7\"/></pattern>"
+    "<pattern id=\"broken\" width=\"6\" height=\"6\" patternUnits=\"userSpaceOnUse\">"
+    "<rect width=\"6\" height=\"6\" fill=\"#dc2626\"/>"
+    "<rect width=\"2\" height=\"6\" fill=\"white\"/></pattern></defs>\n";
+
+// Of a long stretch, where the shape of a square can't tell.
+const char* strip_fill(UnitState state) {
+    switch (state) {
+        case UnitState::Misaligned:
+            return "url(#misaligned)";
+        case UnitState::Broken:
+            return "url(#broken)";
+        default:
+            return look(state).fill;
+    }
+}
 
 // Three digits are enough for an axis: "134.2M".
 std::string rounded_size(uint64_t bytes) {
-    const std::string exact = format_size(Bytes(bytes));
+    std::string exact = format_size(Bytes(bytes));
     if (exact.size() <= 6) return exact;
     int power = 0;
     auto value = static_cast<double>(bytes);
@@ -166,7 +184,8 @@ double draw_units(Svg& svg, double y, const UnitMap& map) {
     y += 10;
     for (size_t i = 0; i < count; ++i) {
         const double x = kLeft + static_cast<double>(i % columns) * step;
-        const double top = y + static_cast<double>(i / columns) * row_step;
+        const size_t row = i / columns;
+        const double top = y + static_cast<double>(row) * row_step;
         if (!large && i % columns == 0)
             svg.text(kLeft - 12, top + height / 2 + 4,
                      rounded_size(i * cells.per_cell * map.unit.value()),
@@ -294,9 +313,10 @@ double draw_runs(Svg& svg, double y, const UnitMap& map) {
                 thin ? how.fill : how.stroke, thin ? 0.4 : 1.0,
                 is_aligned_state(segment.state) || thin ? "" : " stroke-dasharray=\"4 2\""));
         for (const auto& [x1, x2, at] : {std::tuple{f1, f2, top}, std::tuple{d1, d2, bottom}}) {
+            const bool wide = x2 - x1 > 3;
             svg.rect(x1, at, x2 - x1, kStrip,
-                     fmt::format("fill=\"{}\"{}", how.fill,
-                                 x2 - x1 > 3 ? fmt::format(" stroke=\"{}\"", how.stroke) : ""));
+                     fmt::format("fill=\"{}\"{}", wide ? strip_fill(segment.state) : how.fill,
+                                 wide ? fmt::format(" stroke=\"{}\"", how.stroke) : ""));
         }
     }
     for (const double at : {top, bottom})
