@@ -21,7 +21,7 @@ table=$work/table
 failed=
 printf '%-44s %12s %12s %7s  %-14s %-6s %s\n' case ours peer ratio target result note
 for name in bench_open bench_mkfs bench_prealloc bench_write bench_replay \
-            bench_statx bench_native; do
+            bench_statx bench_native bench_fragmentation; do
     # shellcheck disable=SC2086  # no form is no word
     run "$bin/$name" $form >"$work/rows"
     status=$?

@@ -28,6 +28,14 @@ for program in "$root"/sbin/*; do
     [ -e "$root/share/man/man8/${program##*/}.8" ] || die "no man page of ${program##*/}"
     CHECKS=$((CHECKS + 1))
 done
+# A completion for every program, where bash-completion and zsh look.
+for program in "$root"/sbin/*; do
+    name=${program##*/}
+    same_bytes "$ATOMIC4_SOURCE/packaging/completions/bash/$name" \
+        "$root/share/bash-completion/completions/$name"
+    sed -n 1p "$root/share/zsh/site-functions/_atomic4" | grep -wF "$name" >/dev/null ||
+        die "no zsh completion of $name"
+done
 same_bytes "$ATOMIC4_SOURCE/libatomicfs/client/atomic4_client.h" "$root/include/atomic4_client.h"
 for unit in atomic4d@.service atomic4d@.socket; do
     [ -f "$root/lib/systemd/system/$unit" ] || die "no $unit"

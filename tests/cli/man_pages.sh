@@ -43,8 +43,14 @@ section() { # PAGE REGEX: from that heading to the next
 same_options mkfs.atomic4 "$(help_options mkfs.atomic4)" "$(page_options <"$man/mkfs.atomic4.8")"
 same_options atomic4ctl "$(help_options atomic4ctl)" "$(section atomic4ctl.8 '^.SH OPTIONS' | page_options)"
 same_options atomic4d "$(help_options atomic4d)" "$(section atomic4d.8 '^.SH OPTIONS' | page_options)"
+# The mount helpers say theirs in one line: "[-sfnrvw] [-N NAMESPACE]".
+for program in mount.atomic4 umount.atomic4; do
+    same_options $program \
+        "$($program --help 2>&1 | grep -oE '\[-[a-zA-Z]+' | tr -d '[-' | grep -o . | sed 's/^/-/' | sort)" \
+        "$(section $program.8 '^.SH OPTIONS' | page_options)"
+done
 commands=$(atomic4ctl --help | sed -n '/^Subcommands/,$p' | awk '/^  [a-z]/ { print $1 }')
-is "$(wc -w <<<"$commands")" 15
+is "$(wc -w <<<"$commands")" 16
 for command in $commands; do
     same_options "atomic4ctl $command" \
         "$(help_options atomic4ctl "$command" | grep -vx -e -h -e --help || true)" \
@@ -68,11 +74,40 @@ while read -r number meaning; do
 done < <(findings)
 is "$(section atomic4ctl.8 '^.SS check' | grep -cE '^\.B [0-9]+$')" "$(findings | wc -l)"
 
+# --- the format -------------------------------------------------------------------------------------
+# atomic4(5) has FORMAT.md's byte tables: offset, size and field of each row, in the same order; its
+# bits; and the keys and names.
+format=$ATOMIC4_SOURCE/libatomicfs/FORMAT.md
+rows_of_format() { sed -n 's/^| \(0x[0-9a-f]*\) | \([0-9]* *[a-z]*\) | *\([^|]*\)|.*/\1|\2|\3/p' "$format" | sed 's/ *$//'; }
+rows_of_page() { sed -n 's/^\(0x[0-9a-f]*|[0-9]* *[a-z]*|[^|]*\)|.*/\1/p' "$man/atomic4.5"; }
+[ "$(rows_of_format | wc -l)" -ge 38 ] || die "FORMAT.md's tables can't be read"
+diff -u --label FORMAT.md --label atomic4.5 <(rows_of_format) <(rows_of_page) >&2 ||
+    die "atomic4(5) and FORMAT.md differ"
+while read -r where value; do
+    grep -qx "$where|$value|.*" "$man/atomic4.5" || die "atomic4(5) lacks $where $value"
+    CHECKS=$((CHECKS + 1))
+done < <(sed -n 's/^| `\([is]_[a-z_]*\)` | \(0x[0-9a-f]*\) .*/\1 \2/p' "$format")
+while read -r name; do
+    grep -qxF ".B $name" "$man/atomic4.5" || die "atomic4(5) lacks $name"
+    CHECKS=$((CHECKS + 1))
+done < <(sed -n 's/^| `\(\/\.atomic4[a-z/]*\|trusted\.[a-z0-9.]*\)` .*/\1/p' "$format")
+# The words for a log's end are those that info prints.
+for word in $(sed -n '/to_text(LogEnd/,/^}/s/.*return "\(.*[a-z]\)";/\1/p' "$ATOMIC4_SOURCE/libatomicfs/redo/log_reader.cc" | tr ' ' _); do
+    section atomic4.5 '^.SS Its end' | grep -qx "\.B ${word/_/ }" || die "atomic4(5) lacks ${word/_/ }"
+    CHECKS=$((CHECKS + 1))
+done
+# The limits of atomic4(7) name what the library refuses by name.
+for word in $(sed -n 's/^    {EXT4_FEATURE_[A-Z_]*, "\(bigalloc\|quota\|inline_data\|casefold\|mmp\)", .*/\1/p' \
+    "$ATOMIC4_SOURCE/libatomicfs/ext4/features.cc"); do
+    section atomic4.7 '^.SS Limits' | grep -wF "$word" >/dev/null || die "atomic4(7) lacks $word"
+    CHECKS=$((CHECKS + 1))
+done
+
 # --- JSON keys --------------------------------------------------------------------------------------
 # Of each subcommand, over several runs that bring out all its keys.
 documented_keys() { # the words in bold of the section's JSON part
     section atomic4ctl.8 "^.SS $1( |\$)" | sed -n '/^JSON:/,$p' | sed -n 's/^\.BR\{0,1\} //p' |
-        sed 's/ [;.,].*//; s/ ;$//' | sort -u
+        sed 's/ [;.,)].*//; s/ ;$//' | sort -u
 }
 declare -A seen
 keys_of() { # SUBCOMMAND ARGUMENT…
@@ -84,6 +119,7 @@ keys_of() { # SUBCOMMAND ARGUMENT…
 }
 make_ext4 vol.img 96M
 keys_of info info vol.img
+keys_of frag frag vol.img
 keys_of enable enable vol.img
 keys_of info info vol.img
 keys_of prealloc -d vol.img prealloc /db --size 100000
@@ -94,6 +130,7 @@ keys_of status -d vol.img status /db
 keys_of status -d vol.img status /
 keys_of status -d vol.img status /.atomic4/log
 keys_of map -d vol.img map /db
+keys_of map -d vol.img map --unit 64K /db
 expect_ok atomic4ctl -d vol.img prealloc /holes --size 0
 expect_ok atomic4ctl -d vol.img write /holes --offset 128K --from data
 keys_of map -d vol.img map /holes
@@ -104,6 +141,9 @@ debugfs -w -R 'ea_rm /db trusted.atomic4.unit' bad.img >/dev/null 2>&1
 keys_of check -d bad.img check
 debugfs -w -R 'ea_rm / trusted.atomic4.volume' bad.img >/dev/null 2>&1
 keys_of info info bad.img
+bitmap=$(dumpe2fs bad.img 2>/dev/null | sed -n 's/.*Block bitmap at \([0-9]*\).*/\1/p' | sed 1q)
+patch bad.img $((bitmap * 4096 + 9)) <(printf '\x55')
+keys_of frag frag bad.img
 keys_of disable disable --force vol.img
 # Through a daemon.
 truncate -s 96M vol.img && expect_ok mkfs.atomic4 -q -F -b 4096 vol.img

@@ -46,6 +46,10 @@ for option in rw ro; do
     json_holds ".mounted_on == \"$T/mnt\"" .atomic4
     expect_ok atomic4ctl info vol.img
     out_has "^  mounted on +$T/mnt \\(what follows may be out of date\\)\$"
+    # So does frag. (Whether a bitmap agrees with its descriptor at that moment is another matter.)
+    capture atomic4ctl --json frag "$loop"
+    json_holds '.free_blocks > 0'
+    err_has "^atomic4ctl: warning: $loop is mounted on $T/mnt: the figures may be out of date\$"
     umount mnt
 done
 # Mounted in another mount namespace only.
@@ -175,7 +179,7 @@ for command in "${readers[@]}"; do
     is "$STATUS" 0
 done
 chmod 000 vol.img
-for command in "${writers[@]}" "${readers[@]}" "info vol.img"; do
+for command in "${writers[@]}" "${readers[@]}" "info vol.img" "frag vol.img"; do
     # shellcheck disable=SC2086
     expect_fail 1 'vol.img: Permission denied' as_nobody atomic4ctl $command
 done
@@ -195,7 +199,7 @@ mkdir dir
 mkfifo fifo
 for row in "dir:a directory" "fifo:a FIFO" "/dev/null:a character device"; do
     path=${row%%:*}
-    for command in "-d $path ls" "-d $path prealloc /x --size 4K" "info $path" "enable $path" \
+    for command in "-d $path ls" "-d $path prealloc /x --size 4K" "info $path" "frag $path" "enable $path" \
         "recover $path" "disable $path"; do
         # shellcheck disable=SC2086
         expect_fail 1 "$path is ${row#*:}: a block device or an image file is needed" \

@@ -73,8 +73,16 @@ Result<int> run(const Context& context, const CheckCommand& command);
 struct MapCommand {
     std::string device;
     std::string path;
+    std::optional<Bytes> unit;  // seen in such units, whatever the file's own
+    std::string svg;            // a file for the picture, or empty
 };
 Result<int> run(const Context& context, const MapCommand& command);
+
+struct FragCommand {
+    std::string device;
+    std::string svg;  // a file for the picture, or empty
+};
+Result<int> run(const Context& context, const FragCommand& command);
 
 struct WriteCommand {
     std::string device;  // empty: through a daemon

@@ -202,7 +202,17 @@ int main_program(int argc, char** argv) {
     MapCommand map_options;
     CLI::App* map = add("map", "a file's units and where they lie on the device");
     map->add_option("PATH", map_options.path, "the file, inside the volume")->required();
+    add_size(
+        map, "-u,--unit", [&](Bytes size) { map_options.unit = size; },
+        "seen in such units (the file's own)");
+    map->add_option("--svg", map_options.svg, "a picture of it, into that file")->type_name("FILE");
     in_device(map, map_options);
+
+    FragCommand frag_options;
+    CLI::App* frag = add("frag", "how much of the free space aligned units can use");
+    frag->add_option("--svg", frag_options.svg, "a picture of it, into that file")
+        ->type_name("FILE");
+    on_device(frag, frag_options);
 
     WriteCommand write_options;
     CLI::App* write = add("write", "write atomically");

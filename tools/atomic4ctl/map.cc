@@ -1,9 +1,11 @@
-#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "atomic4ctl/commands.h"
 #include "base/size_parse.h"
+#include "base/text.h"
+#include "check/unit_map_picture.h"
 #include "common/open.h"
+#include "common/picture_file.h"
 #include "common/progress.h"
 #include "ext4/layout.h"
 #include "ext4/path.h"
@@ -11,8 +13,6 @@
 namespace atomic4::tools {
 
 namespace {
-
-constexpr uint64_t kMaxCells = 64;
 
 const char* state_text(MapState state) {
     switch (state) {
@@ -26,33 +26,69 @@ const char* state_text(MapState state) {
     return "?";
 }
 
-bool aligned(const Mapping& mapping, uint64_t unit_blocks) {
-    // A run that starts inside a unit continues one that does (or the file is broken there).
-    return mapping.pblk.value() % unit_blocks == mapping.lblk.value() % unit_blocks;
+// By how many blocks a run lies beyond where it would be aligned. One that starts inside a unit
+// continues one that does (or the file is broken there).
+uint64_t shift_of(const Mapping& mapping, uint64_t unit_blocks) {
+    return (mapping.pblk.value() % unit_blocks + unit_blocks - mapping.lblk.value() % unit_blocks) %
+           unit_blocks;
 }
 
-// One character for each stretch of the file: what is aligned and what isn't, at a glance.
-std::string picture(const std::vector<Mapping>& mappings, uint64_t blocks, uint64_t unit_blocks) {
-    const uint64_t units = (blocks + unit_blocks - 1) / unit_blocks;
-    const uint64_t cells = std::min(units, kMaxCells);
-    if (cells == 0) return {};
-    std::string cells_text(cells, '.');
-    for (const Mapping& mapping : mappings) {
-        if (mapping.state == MapState::Hole) continue;
-        const uint64_t first = mapping.lblk.value() / unit_blocks * cells / units;
-        const uint64_t last =
-            std::min((mapping.end().value() - 1) / unit_blocks * cells / units, cells - 1);
-        for (uint64_t cell = first; cell <= last; ++cell) {
-            char& mark = cells_text[cell];
-            if (!aligned(mapping, unit_blocks))
-                mark = '!';
-            else if (mark == '.')
-                mark = mapping.state == MapState::Written ? '#' : '-';
+nlohmann::json report(const MapCommand& command, const UnitMap& map, bool in_units) {
+    const uint64_t block = map.block_size.value();
+    const uint64_t unit_blocks = map.unit_blocks().value();
+    nlohmann::json runs = nlohmann::json::array();
+    for (const Mapping& mapping : map.runs) {
+        nlohmann::json run = {{"offset", mapping.lblk.value() * block},
+                              {"length", mapping.length.value() * block},
+                              {"state", state_text(mapping.state)}};
+        if (mapping.state != MapState::Hole) {
+            run["device_offset"] = mapping.pblk.value() * block;
+            run["aligned"] = shift_of(mapping, unit_blocks) == 0;
         }
+        runs.push_back(run);
     }
-    return fmt::format(
-        "  |{}|\n  one mark is {} unit{}: # aligned, - unwritten, ! misaligned, . hole\n",
-        cells_text, (units + cells - 1) / cells, units > cells ? "s" : "");
+    const auto counts = map.counts();
+    const auto count = [&](UnitState state) { return counts[static_cast<size_t>(state)]; };
+    return {{"path", command.path},
+            {"size", map.file_size.value()},
+            {"unit", in_units ? nlohmann::json(map.unit.value()) : nlohmann::json(nullptr)},
+            {"block_size", block},
+            {"units",
+             {{"aligned", count(UnitState::Written) + count(UnitState::Unwritten)},
+              {"misaligned", count(UnitState::Misaligned)},
+              {"in_pieces", count(UnitState::Broken)},
+              {"holes", count(UnitState::Hole)}}},
+            {"runs", runs}};
+}
+
+std::string text_report(const MapCommand& command, const UnitMap& map, bool in_units) {
+    const uint64_t block = map.block_size.value();
+    const uint64_t unit_blocks = map.unit_blocks().value();
+    std::string text = fmt::format("{}: {} bytes, {}, blocks of {}\n", command.path, map.file_size,
+                                   command.unit ? "seen in units of " + format_size(map.unit)
+                                   : in_units   ? "unit " + format_size(map.unit)
+                                                : "no unit",
+                                   block);
+    text += fmt::format("  {:>13} {:>21} {:>23}  {}\n", "units", "file bytes", "device blocks",
+                        "state");
+    for (const Mapping& mapping : map.runs) {
+        const bool hole = mapping.state == MapState::Hole;
+        const std::string device =
+            hole ? "-"
+                 : fmt::format("{}-{}", mapping.pblk,
+                               mapping.pblk.value() + mapping.length.value() - 1);
+        const uint64_t shift = shift_of(mapping, unit_blocks);
+        text += fmt::format(
+            "  {:>13} {:>21} {:>23}  {}{}\n",
+            fmt::format("{}-{}", mapping.lblk.value() / unit_blocks,
+                        (mapping.end().value() - 1) / unit_blocks),
+            fmt::format("{}-{}", mapping.lblk.value() * block, mapping.end().value() * block - 1),
+            device, state_text(mapping.state),
+            hole || !in_units ? ""
+            : shift == 0      ? ", aligned"
+                              : ", misaligned by " + counted(shift, "block"));
+    }
+    return text + unit_map_text(map);
 }
 
 }  // namespace
@@ -64,56 +100,20 @@ Result<int> run(const Context& context, const MapCommand& command) {
         A4_TRY(read_file(*volume, A4_TRY(lookup(*volume, command.path))).context(command.path));
     if (!LINUX_S_ISREG(file.inode.i_mode))
         return fail(EINVAL, "{}: not a regular file", command.path);
-    const uint64_t block = volume->block_size().value();
+    if (command.unit) A4_CHECK(check_unit(*volume, *command.unit));
     const bool has_unit = file.unit && check_unit(*volume, *file.unit).has_value();
-    const Bytes unit = has_unit ? *file.unit : volume->block_size();
-    const uint64_t unit_blocks = unit.value() / block;
-    const uint64_t blocks = round_up((file.size.value() + block - 1) / block, unit_blocks);
-    const auto mappings =
-        A4_TRY(map_range(*volume, file.number, file.inode, Lblk(0), Blocks(blocks)));
+    const bool in_units = command.unit || has_unit;
+    const Bytes unit = command.unit.value_or(has_unit ? *file.unit : volume->block_size());
+    const uint64_t block = volume->block_size().value();
+    const uint64_t blocks = round_up((file.size.value() + block - 1) / block, unit.value() / block);
+    const UnitMap map =
+        make_unit_map(A4_TRY(map_range(*volume, file.number, file.inode, Lblk(0), Blocks(blocks))),
+                      Bytes(file.size.value()), unit, volume->block_size());
     progress.finish();
-    if (context.json) {
-        nlohmann::json runs = nlohmann::json::array();
-        for (const Mapping& mapping : mappings) {
-            nlohmann::json run = {{"offset", mapping.lblk.value() * block},
-                                  {"length", mapping.length.value() * block},
-                                  {"state", state_text(mapping.state)}};
-            if (mapping.state != MapState::Hole) {
-                run["device_offset"] = mapping.pblk.value() * block;
-                run["aligned"] = aligned(mapping, unit_blocks);
-            }
-            runs.push_back(run);
-        }
-        const nlohmann::json json = {
-            {"path", command.path},
-            {"size", file.size.value()},
-            {"unit", has_unit ? nlohmann::json(unit.value()) : nlohmann::json(nullptr)},
-            {"block_size", block},
-            {"runs", runs}};
-        context.print(json.dump(2) + "\n");
-        return 0;
-    }
-    std::string text = fmt::format("{}: {} bytes, {}, blocks of {}\n", command.path, file.size,
-                                   has_unit ? "unit " + format_size(unit) : "no unit", block);
-    text += fmt::format("  {:>13} {:>21} {:>23}  {}\n", "units", "file bytes", "device blocks",
-                        "state");
-    for (const Mapping& mapping : mappings) {
-        const std::string device =
-            mapping.state == MapState::Hole
-                ? "-"
-                : fmt::format("{}-{}", mapping.pblk,
-                              mapping.pblk.value() + mapping.length.value() - 1);
-        text += fmt::format(
-            "  {:>13} {:>21} {:>23}  {}{}\n",
-            fmt::format("{}-{}", mapping.lblk.value() / unit_blocks,
-                        (mapping.end().value() - 1) / unit_blocks),
-            fmt::format("{}-{}", mapping.lblk.value() * block, mapping.end().value() * block - 1),
-            device, state_text(mapping.state),
-            mapping.state == MapState::Hole || !has_unit ? ""
-            : aligned(mapping, unit_blocks)              ? ", aligned"
-                                                         : ", misaligned");
-    }
-    context.print(text + picture(mappings, blocks, unit_blocks));
+    if (!command.svg.empty())
+        A4_CHECK(store_picture(command.svg, unit_map_svg(map, command.path, has_unit)));
+    context.print(context.json ? report(command, map, in_units).dump(2) + "\n"
+                               : text_report(command, map, in_units));
     return 0;
 }
 

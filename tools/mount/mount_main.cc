@@ -4,10 +4,10 @@
 
 int main(int argc, char** argv) {
     using namespace atomic4::tools;
-    return helper_main<MountRequest>(
-        {.name = "mount.atomic4",
-         .usage = "usage: mount.atomic4 DEVICE DIRECTORY [-sfnv] [-N NAMESPACE] [-o OPTIONS]\n",
-         .parse = parse_mount,
-         .carry_out = mount_volume},
-        argc, argv);
+    return helper_main<MountRequest>({.name = "mount.atomic4",
+                                      .usage = "usage: mount.atomic4 DEVICE DIRECTORY [-sfnrvw] "
+                                               "[-N NAMESPACE] [-o OPTIONS] [-t TYPE]\n",
+                                      .parse = parse_mount,
+                                      .carry_out = mount_volume},
+                                     argc, argv);
 }

@@ -6,7 +6,7 @@ int main(int argc, char** argv) {
     using namespace atomic4::tools;
     return helper_main<UmountRequest>(
         {.name = "umount.atomic4",
-         .usage = "usage: umount.atomic4 DIRECTORY|DEVICE [-flnrv] [-N NAMESPACE]\n",
+         .usage = "usage: umount.atomic4 DIRECTORY|DEVICE [-flnrv] [-N NAMESPACE] [-t TYPE]\n",
          .parse = parse_umount,
          .carry_out = unmount_volume},
         argc, argv);
