@@ -24,7 +24,8 @@ class Marks {
         }
         const auto found = groups_.find(ext2fs_group_of_blk2(fs_, block));
         if (found == groups_.end()) return;
-        const uint64_t bit = block - ext2fs_group_first_block2(fs_, found->first);
+        const uint64_t bit =
+            (block - ext2fs_group_first_block2(fs_, found->first)) >> fs_->cluster_ratio_bits;
         found->second[bit / 8] |= static_cast<uint8_t>(1u << (bit % 8));
     }
     bool impossible() const { return impossible_; }

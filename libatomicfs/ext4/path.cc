@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "ext4/errcode.h"
+#include "ext4/extent_map.h"
 #include "ext4/inode_time.h"
 
 namespace atomic4 {
@@ -54,6 +55,23 @@ Result<> touch_directory(Volume& volume, ext2_ino_t directory) {
     A4_CHECK(check_errcode(ext2fs_read_inode(volume.fs(), directory, &inode), "directory"));
     return write_inode_now(volume.fs(), directory, inode, kTimeChanged | kTimeModified,
                            "directory");
+}
+
+// With bigalloc a new block of a directory may lie in a cluster that it had already. It is new all
+// the same: to be written before the inode that points at it (transaction.h).
+Result<> note_growth(Volume& volume, ext2_ino_t directory, const ext2_inode& before) {
+    if (volume.allocator().cluster_order() == 0) return {};
+    ext2_inode now{};
+    A4_CHECK(check_errcode(ext2fs_read_inode(volume.fs(), directory, &now), "directory"));
+    const uint64_t block = volume.block_size().value();
+    const Lblk first(EXT2_I_SIZE(&before) / block);
+    const Lblk end(EXT2_I_SIZE(&now) / block);
+    if (end <= first) return {};
+    for (const Mapping& mapping : A4_TRY(map_range(volume, directory, now, first, end - first))) {
+        for (uint64_t i = 0; mapping.state != MapState::Hole && i < mapping.length.value(); ++i)
+            volume.block_bitmaps().note_newly_mapped(mapping.pblk.value() + i);
+    }
+    return {};
 }
 
 // libext2fs would look for the empty name between two slashes.
@@ -206,6 +224,8 @@ Result<NewName> lookup_new(Volume& volume, const std::string& path) {
 }
 
 Result<> link_name(Volume& volume, const NewName& where, ext2_ino_t inode, int file_type) {
+    ext2_inode before{};
+    A4_CHECK(check_errcode(ext2fs_read_inode(volume.fs(), where.directory, &before), where.name));
     const auto link = [&] {
         return ext2fs_link(volume.fs(), where.directory, where.name.c_str(), inode, file_type);
     };
@@ -215,6 +235,7 @@ Result<> link_name(Volume& volume, const NewName& where, ext2_ino_t inode, int f
         code = link();
     }
     A4_CHECK(check_errcode(code, where.name));
+    A4_CHECK(note_growth(volume, where.directory, before));
     return touch_directory(volume, where.directory);
 }
 

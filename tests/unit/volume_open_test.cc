@@ -191,7 +191,6 @@ TEST(VolumeOpen, RefusedFeatures) {
         {"dirdata", incompat(EXT4_FEATURE_INCOMPAT_DIRDATA)},
         {"inline_data", incompat(EXT4_FEATURE_INCOMPAT_INLINE_DATA)},
         {"casefold", incompat(EXT4_FEATURE_INCOMPAT_CASEFOLD)},
-        {"bigalloc", ro_compat(EXT4_FEATURE_RO_COMPAT_BIGALLOC)},
         {"tune2fs -O ^quota", ro_compat(EXT4_FEATURE_RO_COMPAT_QUOTA)},
         {"tune2fs -O ^read-only", ro_compat(EXT4_FEATURE_RO_COMPAT_READONLY)},
         {"e2fsck -E unshare_blocks", ro_compat(EXT4_FEATURE_RO_COMPAT_SHARED_BLOCKS)},
@@ -211,7 +210,6 @@ TEST(VolumeOpen, RefusedFeaturesMadeByMke2fs) {
     const auto ext4 = [](const char* features, uint64_t size = kSize) {
         return make_ext4(size, {"-b", "4096", "-O", features});
     };
-    expect_refused(ext4("bigalloc"), EOPNOTSUPP, "bigalloc");
     expect_refused(ext4("quota"), EOPNOTSUPP, "quota");
     expect_refused(ext4("inline_data"), EOPNOTSUPP, "inline_data");
     expect_refused(ext4("mmp"), EOPNOTSUPP, "mmp");
@@ -228,6 +226,7 @@ TEST(VolumeOpen, SupportedFeatures) {
                                  "^metadata_csum,uninit_bg",
                                  "^metadata_csum,^uninit_bg",
                                  "^flex_bg",
+                                 "bigalloc",
                                  "meta_bg,^resize_inode",
                                  "sparse_super2,^resize_inode",
                                  "encrypt",

@@ -51,7 +51,7 @@ int main_program(int argc, char** argv) {
             ->group("Passed on to mke2fs");
     };
     pass("-b", "BLOCK-SIZE", "block size: 1024, 2048 or 4096");
-    pass("-C", "CLUSTER-SIZE", "cluster size (needs bigalloc, which atomic4 refuses)");
+    pass("-C", "CLUSTER-SIZE", "cluster size (with -O bigalloc)");
     pass("-E", "EXTENDED", "extended options");
     pass("-g", "BLOCKS", "blocks per group");
     pass("-G", "GROUPS", "groups per flex group");
