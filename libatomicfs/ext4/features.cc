@@ -100,11 +100,6 @@ Result<> check_features(const ext2_super_block& super) {
         return fail(EOPNOTSUPP, "the volume keeps its journal on another device: {}", kNotYet);
     if ((super.s_feature_ro_compat & EXT4_FEATURE_RO_COMPAT_BIGALLOC) != 0)
         A4_CHECK(check_clusters(super));
-    if (EXT2_BLOCK_SIZE(&super) > 4096)
-        return fail(EOPNOTSUPP,
-                    "the volume has {}-byte blocks: atomic4 supports 1024, 2048 and "
-                    "4096",
-                    EXT2_BLOCK_SIZE(&super));
     return {};
 }
 

@@ -16,8 +16,9 @@ struct Layout {
     uint64_t size;
     std::vector<std::string> arguments;  // mke2fs's
     uint64_t block;
-    std::vector<uint64_t> units;          // of the atomic files
-    const char* kernel_cannot = nullptr;  // mount it: why, on any kernel that this is about
+    std::vector<uint64_t> units;           // of the atomic files
+    const char* kernel_cannot = nullptr;   // mount it: why
+    const char* kernel_feature = nullptr;  // a file that tells whether it can
 };
 
 inline void PrintTo(const Layout& layout, std::ostream* out) {
@@ -73,6 +74,12 @@ inline const std::vector<Layout>& layouts() {
          {"-b", "1024", "-O", "bigalloc,^metadata_csum,uninit_bg", "-C", "8192", "-g", "512"},
          kKiB,
          {4 * kKiB, 32 * kKiB}},
+        {"blocks_64k",
+         4 * kSize,
+         {"-b", "65536"},
+         64 * kKiB,
+         {64 * kKiB, 256 * kKiB},
+         "x86 kernels mount no blocks larger than a page"},
         {"no_journal_4k", kSize, {"-b", "4096", "-O", "^has_journal"}, 4 * kKiB, {16 * kKiB}},
     };
     return all;

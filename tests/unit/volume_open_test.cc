@@ -211,12 +211,9 @@ TEST(VolumeOpen, RefusedFeaturesMadeByMke2fs) {
         return make_ext4(size, {"-b", "4096", "-O", features});
     };
     expect_refused(ext4("quota"), EOPNOTSUPP, "quota");
-    expect_refused(ext4("inline_data"), EOPNOTSUPP, "inline_data");
     expect_refused(ext4("mmp"), EOPNOTSUPP, "mmp");
-    expect_refused(ext4("casefold"), EOPNOTSUPP, "casefold");
     expect_refused(ext4("journal_dev,^has_journal"), EOPNOTSUPP, "external journal");
     expect_refused(ext4("^extents,^64bit"), EOPNOTSUPP, "extent");
-    expect_refused(make_ext4(64 << 20, {"-b", "65536"}), EOPNOTSUPP, "65536-byte blocks");
 }
 
 // What we do support, beyond the defaults.
