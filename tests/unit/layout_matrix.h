@@ -80,6 +80,12 @@ inline const std::vector<Layout>& layouts() {
          64 * kKiB,
          {64 * kKiB, 256 * kKiB},
          "x86 kernels mount no blocks larger than a page"},
+        kib1("inline_data", {"-O", "inline_data"}),
+        {"inline_data_bigalloc",
+         2 * kSize,
+         {"-b", "4096", "-O", "inline_data,bigalloc", "-C", "16384"},
+         4 * kKiB,
+         {4 * kKiB, 16 * kKiB}},
         {"no_journal_4k", kSize, {"-b", "4096", "-O", "^has_journal"}, 4 * kKiB, {16 * kKiB}},
     };
     return all;
