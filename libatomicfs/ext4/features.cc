@@ -26,7 +26,6 @@ constexpr Refusal kRefusedIncompat[] = {
      "this is an external journal, not a filesystem"},
     {EXT4_FEATURE_INCOMPAT_MMP, "mmp", "clear it with tune2fs -O ^mmp"},
     {EXT4_FEATURE_INCOMPAT_DIRDATA, "dirdata", kNotYet},
-    {EXT4_FEATURE_INCOMPAT_CASEFOLD, "casefold", kNotYet},
 };
 
 constexpr Refusal kRefusedRoCompat[] = {

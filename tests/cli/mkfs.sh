@@ -147,7 +147,7 @@ exec 9<&-
 
 # --- features that atomic4 has no support for: refused before anything is written -----------------
 truncate -s 64M blank.img
-for feature in quota mmp casefold journal_dev shared_blocks dirdata read-only ^extent ^extents -extent \
+for feature in quota mmp journal_dev shared_blocks dirdata read-only ^extent ^extents -extent \
     ^ext_attr none none,extent Quota 64bit,quota; do
     changes_nothing blank.img mkfs.atomic4 -O $feature blank.img
     is "$STATUS" 1
@@ -162,7 +162,7 @@ for row in "-r 0|needs revision 1" "-E offset=1048576|give the partition, or a l
     is "$(wc -l <"$ERR")" 1
     err_has "^mkfs.atomic4: ${row%% *} .*: atomic4 .*${row#*|}"
 done
-for features in project none,extent,ext_attr ^extent,extents quota,^quota bigalloc inline_data; do
+for features in project none,extent,ext_attr ^extent,extents quota,^quota bigalloc inline_data casefold; do
     make_image wish.img 64M -O $features
     expect_ok atomic4ctl -d wish.img prealloc /f --size 64K
     check_clean wish.img

@@ -20,7 +20,9 @@ TEST_P(LayoutMounted, KernelAgrees) {
     A4_REQUIRE_ROOT();
     if (const auto why = why_no_mounts()) A4_SKIP(*why);
     // Not a matter of privileges: nobody can run it here.
-    if (layout().kernel_cannot != nullptr) GTEST_SKIP() << layout().kernel_cannot;
+    const char* feature = layout().kernel_feature;
+    if (layout().kernel_cannot != nullptr && (feature == nullptr || ::access(feature, F_OK) != 0))
+        GTEST_SKIP() << layout().kernel_cannot;
     ASSERT_NO_FATAL_FAILURE(format());
     ASSERT_NO_FATAL_FAILURE(live());
     ASSERT_NO_FATAL_FAILURE(crash_and_recover());

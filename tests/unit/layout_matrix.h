@@ -86,6 +86,13 @@ inline const std::vector<Layout>& layouts() {
          {"-b", "4096", "-O", "inline_data,bigalloc", "-C", "16384"},
          4 * kKiB,
          {4 * kKiB, 16 * kKiB}},
+        {"casefold",
+         kSize,
+         {"-b", "1024", "-O", "casefold"},
+         kKiB,
+         {4 * kKiB},
+         "this kernel lacks CONFIG_UNICODE",
+         "/sys/fs/ext4/features/casefold"},
         {"no_journal_4k", kSize, {"-b", "4096", "-O", "^has_journal"}, 4 * kKiB, {16 * kKiB}},
     };
     return all;
