@@ -24,7 +24,6 @@ constexpr Refusal kRefusedIncompat[] = {
     {EXT2_FEATURE_INCOMPAT_COMPRESSION, "compression", kNotYet},
     {EXT3_FEATURE_INCOMPAT_JOURNAL_DEV, "journal_dev",
      "this is an external journal, not a filesystem"},
-    {EXT4_FEATURE_INCOMPAT_MMP, "mmp", "clear it with tune2fs -O ^mmp"},
     {EXT4_FEATURE_INCOMPAT_DIRDATA, "dirdata", kNotYet},
 };
 
@@ -40,7 +39,9 @@ constexpr Refusal kRefusedRoCompat[] = {
 constexpr uint32_t kMaxClusterOrder = 13;
 
 constexpr uint32_t kKnownCompat = EXT2_LIB_FEATURE_COMPAT_SUPP | kFeatureCompatAtomic4;
-constexpr uint32_t kKnownIncompat = EXT2_LIB_FEATURE_INCOMPAT_SUPP | kFeatureIncompatNeedsReplay;
+// The header leaves mmp out where it doesn't know how libext2fs was built: mmp.cc finds out.
+constexpr uint32_t kKnownIncompat =
+    EXT2_LIB_FEATURE_INCOMPAT_SUPP | EXT4_FEATURE_INCOMPAT_MMP | kFeatureIncompatNeedsReplay;
 constexpr uint32_t kKnownRoCompat = EXT2_LIB_FEATURE_RO_COMPAT_SUPP;
 
 template <size_t N>

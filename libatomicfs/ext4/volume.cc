@@ -137,7 +137,9 @@ Volume::Volume(std::unique_ptr<Device> device, const VolumeOptions& options)
       adapter_(staging_) {}
 
 Volume::~Volume() {
-    // Every change has been committed or was meant to be dropped: nothing is written here.
+    // Every change has been committed or was meant to be dropped: nothing is written here, but that
+    // the volume is free.
+    mmp_.reset();
     if (fs_ != nullptr) ext2fs_free(fs_);
 }
 
@@ -164,6 +166,14 @@ Result<errcode_t> Volume::open_filesystem(int flags) {
     const errcode_t code = adapter_.open_through(flags, &fs_);
     if (repaired) staging_.drop();
     return code;
+}
+
+// Against other hosts (mmp.h); against others on this one: device/ownership.h.
+Result<> Volume::claim() {
+    if (mmp_ || options_.purpose == OpenFor::Inspect) return {};
+    if (options_.clear_mmp) A4_CHECK(clear_mmp_mark(fs_, *device_));
+    mmp_.emplace(A4_TRY(MmpClaim::start(fs_, *device_, options_.purpose == OpenFor::Write)));
+    return {};
 }
 
 // After the copies have been read: writes what was proved, before anything else is written and
@@ -250,8 +260,12 @@ Result<> Volume::load() {
     backups_ = A4_TRY(read_backup_superblocks(
         fs_, *device_, gate_ && !options_.every_copy ? Copies::Some : Copies::Every));
     for (const BackupSuperblock& backup : backups_) gate_ = gate_ || backup.gate;
+    if (superblock_proof_) A4_CHECK(claim());  // before the repair is written
     A4_CHECK(settle_repair());
-    if (options_.purpose != OpenFor::Inspect) A4_CHECK(check_state());
+    if (options_.purpose != OpenFor::Inspect) {
+        A4_CHECK(check_state());
+        A4_CHECK(claim());
+    }
     A4_CHECK(read_attr());
     if (options_.require_atomic4 && !gate_ && attr_) {
         return fail(EINVAL,
@@ -411,6 +425,13 @@ Result<ext2_ino_t> Volume::lock_inode() {
 const InodeTables& Volume::inode_tables() {
     if (!inode_tables_) inode_tables_.emplace(fs_);
     return *inode_tables_;
+}
+
+Result<> Volume::keep_mmp() {
+    if (!mmp_) return {};
+    auto kept = mmp_->keep();
+    if (!kept) poison(kept.error());
+    return kept;
 }
 
 Result<> Volume::usable() const {

@@ -147,7 +147,7 @@ exec 9<&-
 
 # --- features that atomic4 has no support for: refused before anything is written -----------------
 truncate -s 64M blank.img
-for feature in quota mmp journal_dev shared_blocks dirdata read-only ^extent ^extents -extent \
+for feature in quota journal_dev shared_blocks dirdata read-only ^extent ^extents -extent \
     ^ext_attr none none,extent Quota 64bit,quota; do
     changes_nothing blank.img mkfs.atomic4 -O $feature blank.img
     is "$STATUS" 1

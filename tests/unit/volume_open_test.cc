@@ -187,7 +187,6 @@ TEST(VolumeOpen, RefusedFeatures) {
         {"imagic_inodes", [](auto& s) { s.s_feature_compat |= EXT2_FEATURE_COMPAT_IMAGIC_INODES; }},
         {"compression", incompat(EXT2_FEATURE_INCOMPAT_COMPRESSION)},
         {"external journal", incompat(EXT3_FEATURE_INCOMPAT_JOURNAL_DEV)},
-        {"tune2fs -O ^mmp", incompat(EXT4_FEATURE_INCOMPAT_MMP)},
         {"dirdata", incompat(EXT4_FEATURE_INCOMPAT_DIRDATA)},
         {"tune2fs -O ^quota", ro_compat(EXT4_FEATURE_RO_COMPAT_QUOTA)},
         {"tune2fs -O ^read-only", ro_compat(EXT4_FEATURE_RO_COMPAT_READONLY)},
@@ -209,7 +208,7 @@ TEST(VolumeOpen, RefusedFeaturesMadeByMke2fs) {
         return make_ext4(size, {"-b", "4096", "-O", features});
     };
     expect_refused(ext4("quota"), EOPNOTSUPP, "quota");
-    expect_refused(ext4("mmp"), EOPNOTSUPP, "mmp");
+    expect_refused(ext4("mmp"), EOPNOTSUPP, "mmp");  // in memory; files: mmp_test.cc
     expect_refused(ext4("journal_dev,^has_journal"), EOPNOTSUPP, "external journal");
     expect_refused(ext4("^extents,^64bit"), EOPNOTSUPP, "extent");
 }
