@@ -164,7 +164,7 @@ class Checker {
                     bits_ = A4_TRY(volume_.block_bitmaps().get(group));
                     group_ = group;
                 }
-                const uint64_t bit = block - ext2fs_group_first_block2(volume_.fs(), group);
+                const uint32_t bit = volume_.block_bitmaps().bit_of(block);
                 if (((*bits_)[bit / 8] >> (bit % 8) & 1) != 0) continue;
                 if (!first_free) first_free = Pblk(block);
                 ++free_blocks;

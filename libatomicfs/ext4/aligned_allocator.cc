@@ -66,6 +66,10 @@ Error no_space(int order, uint64_t blocksize) {
                                      blocksize << order, uint64_t{1} << order)};
 }
 
+uint64_t free_blocks_of(ext2_filsys fs, dgrp_t group) {
+    return uint64_t{ext2fs_bg_free_blocks_count(fs, group)} << fs->cluster_ratio_bits;
+}
+
 uint32_t zones_of(ext2_filsys fs, int max_order) {
     const uint64_t blocks = ext2fs_blocks_count(fs->super);
     return static_cast<uint32_t>(((blocks - 1) >> max_order) + 1);
@@ -77,7 +81,7 @@ AlignedAllocator::AlignedAllocator(ext2_filsys fs, GroupBitmaps& bitmaps, bool m
     : fs_(fs),
       bitmaps_(bitmaps),
       may_use_reserved_(may_use_reserved),
-      max_order_(std::countr_zero(fs->blocksize * 8u)),
+      max_order_(std::min(std::countr_zero(fs->blocksize * 8u), ZoneIndex::kOrders - 1)),
       index_(zones_of(fs, max_order_)) {
     for (uint32_t zone = 0; zone < zones_of(fs, max_order_); ++zone) forget_zone(zone);
 }
@@ -94,7 +98,7 @@ uint64_t AlignedAllocator::free_bound(uint32_t zone, Damaged damaged) const {
         const uint64_t group_end = ext2fs_group_last_block2(fs_, group) + 1;
         const uint64_t overlap = std::min(group_end, end) - block;
         if (damaged == Damaged::Counted || !bitmaps_.is_damaged(group))
-            bound += std::min<uint64_t>(overlap, ext2fs_bg_free_blocks_count(fs_, group));
+            bound += std::min<uint64_t>(overlap, free_blocks_of(fs_, group));
         block += overlap;
     }
     return bound;
@@ -133,7 +137,8 @@ Result<Words> AlignedAllocator::free_words(uint32_t zone) {
             continue;
         }
         const auto bits = A4_TRY(got);
-        if (block == zone_first && block == group_first && is_aligned(stop - block, 64)) {
+        if (cluster_order() == 0 && block == zone_first && block == group_first &&
+            is_aligned(stop - block, 64)) {
             // Group and zone coincide (4 KiB blocks).
             std::memcpy(words.data(), bits->data(), (stop - block) / 8);
             for (size_t i = 0; i < (stop - block) / 64; ++i) words[i] = ~words[i];
@@ -141,7 +146,7 @@ Result<Words> AlignedAllocator::free_words(uint32_t zone) {
             continue;
         }
         for (; block < stop; ++block) {
-            const uint64_t bit = block - group_first;
+            const uint64_t bit = (block - group_first) >> cluster_order();
             if (((*bits)[bit / 8] >> (bit % 8) & 1) == 0) {
                 const uint64_t at = block - zone_first;
                 words[at / 64] |= uint64_t{1} << (at % 64);
@@ -183,7 +188,7 @@ Error AlignedAllocator::no_run(int order) const {
     Error error = no_space(order, fs_->blocksize);
     std::map<uint32_t, Error> could;
     for (const auto& [group, why] : bitmaps_.damaged()) {
-        if (ext2fs_bg_free_blocks_count(fs_, group) == 0) continue;
+        if (free_blocks_of(fs_, group) == 0) continue;
         const uint32_t last = zone_of(Pblk(ext2fs_group_last_block2(fs_, group)));
         for (uint32_t zone = zone_of(Pblk(ext2fs_group_first_block2(fs_, group))); zone <= last;
              ++zone) {
@@ -194,14 +199,16 @@ Error AlignedAllocator::no_run(int order) const {
 }
 
 Result<> AlignedAllocator::mark(PblkRun run, bool used) {
-    for (uint64_t block = run.start.value(), left = run.length.value(); left > 0;) {
+    const uint64_t first = EXT2FS_B2C(fs_, run.start.value());
+    const uint64_t end = EXT2FS_NUM_B2C(fs_, (run.start + run.length).value());
+    for (uint64_t cluster = first; cluster < end;) {
+        const uint64_t block = std::max<uint64_t>(EXT2FS_C2B(fs_, cluster), run.start.value());
         const dgrp_t group = ext2fs_group_of_blk2(fs_, block);
-        const uint64_t bit = block - ext2fs_group_first_block2(fs_, group);
-        const uint64_t n = std::min<uint64_t>(left, bitmaps_.bits_in(group) - bit);
-        auto done = bitmaps_.set(group, static_cast<uint32_t>(bit), static_cast<uint32_t>(n), used);
+        const uint32_t bit = bitmaps_.bit_of(block);
+        const uint64_t n = std::min<uint64_t>(end - cluster, bitmaps_.bits_in(group) - bit);
+        auto done = bitmaps_.set(group, bit, static_cast<uint32_t>(n), used);
         if (!done && (used || !bitmaps_.is_damaged(group))) return done;
-        block += n;
-        left -= n;
+        cluster += n;
     }
     // The orders kept stay upper bounds after a take; a free may raise them.
     if (!used) {
@@ -228,6 +235,7 @@ Result<> AlignedAllocator::check_share(uint64_t blocks) const {
 }
 
 Result<PblkRun> AlignedAllocator::allocate(int order, Pblk goal) {
+    order = at_least_a_cluster(order);
     A4_CHECK(check_share(uint64_t{1} << order));
     const PblkRun run{A4_TRY(find(order, goal, false)), Blocks(uint64_t{1} << order)};
     A4_CHECK(mark(run, true));
@@ -235,8 +243,8 @@ Result<PblkRun> AlignedAllocator::allocate(int order, Pblk goal) {
 }
 
 Result<Pblk> AlignedAllocator::choose_block(Pblk goal) {
-    A4_CHECK(check_share(1));
-    return find(0, goal, true);
+    A4_CHECK(check_share(uint64_t{1} << cluster_order()));
+    return find(cluster_order(), goal, true);
 }
 
 Result<bool> AlignedAllocator::is_free(Pblk block) {
@@ -244,7 +252,7 @@ Result<bool> AlignedAllocator::is_free(Pblk block) {
         block.value() >= ext2fs_blocks_count(fs_->super))
         return false;
     const dgrp_t group = ext2fs_group_of_blk2(fs_, block.value());
-    const uint64_t bit = block.value() - ext2fs_group_first_block2(fs_, group);
+    const uint32_t bit = bitmaps_.bit_of(block.value());
     const auto got = bitmaps_.get(group);
     if (!got && bitmaps_.is_damaged(group)) return false;
     const auto bits = A4_TRY(got);
@@ -259,6 +267,7 @@ Result<std::vector<PblkRun>> AlignedAllocator::allocate_units(int order, uint64_
                                                               Pblk goal) {
     std::vector<PblkRun> runs;
     if (count == 0) return runs;
+    order = at_least_a_cluster(order);
     const uint64_t unit = uint64_t{1} << order;
     if (count > available() / unit)
         A4_CHECK(check_share(count > ~uint64_t{0} / unit ? ~uint64_t{0} : count * unit));
@@ -298,6 +307,7 @@ Result<> AlignedAllocator::free(PblkRun run) {
 }
 
 Result<PblkRun> AlignedAllocator::reserve(int order, Pblk goal) {
+    order = at_least_a_cluster(order);
     const PblkRun run{A4_TRY(find(order, goal, false)), Blocks(uint64_t{1} << order)};
     reserved_[run.start] = run.length;
     return run;

@@ -6,6 +6,10 @@
 // looks at *zones*: zone z is the blocks [z·Z, (z+1)·Z), Z = 8 × block size, whatever groups they
 // lie in. Every aligned run of up to Z blocks lies in one zone.
 //
+// With bigalloc whole clusters are allocated: what is asked for is rounded up to one, and what is
+// marked is rounded outwards. A cluster begins at a multiple of its size, so alignment in blocks
+// holds. Whether the blocks of a cluster that is freed are nobody's is for the caller to know.
+//
 // State is lazy: a zone starts with an upper bound from the descriptors' free counts, and its
 // largest aligned order is computed when it is first asked. A request that fails has read every
 // zone that could have served it; then ENOSPC is certain, and nothing has changed.
@@ -21,6 +25,7 @@
 
 #include <ext2fs/ext2fs.h>
 
+#include <algorithm>
 #include <map>
 #include <vector>
 
@@ -45,16 +50,17 @@ class AlignedAllocator {
   public:
     AlignedAllocator(ext2_filsys fs, GroupBitmaps& bitmaps, bool may_use_reserved);
 
-    // One run of 2^order blocks aligned to its length, near goal. ENOSPC: there is none; EUCLEAN:
-    // none outside damaged groups.
+    // One run of 2^order blocks (or a cluster) aligned to its length, near goal. ENOSPC: there is
+    // none; EUCLEAN: none outside damaged groups.
     Result<PblkRun> allocate(int order, Pblk goal);
-    // One free block from where it spoils the least aligned space; not marked.
+    // One free block (a cluster's first) from where it spoils the least aligned space; not marked.
     Result<Pblk> choose_block(Pblk goal);
     // Neither in use nor reserved. Outside the volume, or in a damaged group: false.
     Result<bool> is_free(Pblk block);
-    // Marks a chosen block.
+    // Marks a chosen block, or its cluster.
     Result<> take(Pblk block) { return mark({block, Blocks(1)}, true); }
-    // count runs of 2^order blocks, each aligned, merged where they touch; all or nothing.
+    // count runs of 2^order blocks (a cluster at least), each aligned, merged where they touch; all
+    // or nothing.
     Result<std::vector<PblkRun>> allocate_units(int order, uint64_t count, Pblk goal);
     // What lies in a damaged group stays in use.
     Result<> free(PblkRun run);
@@ -72,6 +78,8 @@ class AlignedAllocator {
     void groups_changed(const std::vector<uint32_t>& groups);
 
     int max_order() const { return max_order_; }
+    // Of a cluster; 0 without bigalloc.
+    int cluster_order() const { return fs_->cluster_ratio_bits; }
     Blocks zone_size() const { return Blocks(uint64_t{1} << max_order_); }
     uint32_t zone_of(Pblk block) const {
         return static_cast<uint32_t>(block.value() >> max_order_);
@@ -85,6 +93,7 @@ class AlignedAllocator {
     Result<std::optional<Pblk>> find_in_zone(uint32_t zone, int order, Pblk goal);
     Result<Pblk> find(int order, Pblk goal, bool tight);
     Result<> mark(PblkRun run, bool used);
+    int at_least_a_cluster(int order) const { return std::max(order, cluster_order()); }
     Result<> check_share(uint64_t blocks) const;
     void forget_zone(uint32_t zone);
     enum class Damaged { Left, Counted };

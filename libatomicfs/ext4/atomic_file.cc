@@ -110,17 +110,21 @@ Result<StagedFile> stage_file(Volume& volume, ext2_ino_t parent, const NewFile& 
     A4_CHECK(
         check_errcode(ext2fs_write_inode_full(fs, staged.number, inode, full.size()), "inode"));
 
-    const uint64_t unit_blocks = file.unit.value() / block_size;
-    const uint64_t units = (file.size.value() + file.unit.value() - 1) / file.unit.value();
-    if (units * unit_blocks > 0xffffffff)
+    // Whole clusters: the units of the last one that the size doesn't reach stay unwritten.
+    const int unit_order = std::max(std::countr_zero(file.unit.value() / block_size),
+                                    volume.allocator().cluster_order());
+    const uint64_t unit_blocks = uint64_t{1} << unit_order;
+    const uint64_t unit_bytes = unit_blocks * block_size;
+    const uint64_t units = file.size.value() / unit_bytes + (file.size.value() % unit_bytes != 0);
+    if (units > 0xffffffff / unit_blocks)
         return fail(EFBIG, "a file has at most {} blocks", 0xffffffffu);
     const dgrp_t group = ext2fs_group_of_ino(fs, staged.number);
     const Pblk goal(ext2fs_group_first_block2(fs, group));
-    staged.runs =
-        A4_TRY(volume.allocator().allocate_units(std::countr_zero(unit_blocks), units, goal));
+    staged.runs = A4_TRY(volume.allocator().allocate_units(unit_order, units, goal));
     const Blocks written((file.size.value() + block_size - 1) / block_size);
     A4_CHECK(map_empty_file(volume, staged.number, inode, staged.runs, written));
-    A4_CHECK(check_errcode(ext2fs_iblk_add_blocks(fs, inode, units * unit_blocks), "block count"));
+    A4_CHECK(check_errcode(
+        ext2fs_iblk_add_blocks(fs, inode, EXT2FS_NUM_B2C(fs, units * unit_blocks)), "block count"));
     A4_CHECK(check_errcode(ext2fs_write_inode(fs, staged.number, inode), "inode"));
     if (atomic) {
         A4_CHECK(write_xattr(fs, staged.number, kUnitXattr, fmt::format("{}", file.unit)));
@@ -143,7 +147,8 @@ Result<StagedFile> stage_directory(Volume& volume, ext2_ino_t parent, const std:
     A4_CHECK(
         check_errcode(ext2fs_write_inode_full(fs, staged.number, inode, full.size()), "inode"));
     const Pblk goal(ext2fs_group_first_block2(fs, ext2fs_group_of_ino(fs, staged.number)));
-    const PblkRun run = A4_TRY(volume.allocator().allocate(0, goal));
+    PblkRun run = A4_TRY(volume.allocator().allocate(0, goal));
+    run.length = Blocks(1);  // of a cluster the rest is for growth
     char* block = nullptr;
     A4_CHECK(check_errcode(ext2fs_new_dir_block(fs, staged.number, parent, &block), "directory"));
     const errcode_t code = ext2fs_write_dir_block4(fs, run.start.value(), block, 0, staged.number);
@@ -172,10 +177,18 @@ Result<> stage_delete(Volume& volume, ext2_ino_t number) {
     A4_CHECK(check_errcode(ext2fs_read_inode(fs, number, &inode), what));
     for (const Pblk block : A4_TRY(tree_blocks(volume, number, inode)))
         A4_CHECK(volume.allocator().free({block, Blocks(1)}));
+    // A cluster goes once, with the last of its blocks; two mappings with a hole between them may
+    // lie in the same one.
+    const uint64_t cluster = uint64_t{1} << volume.allocator().cluster_order();
+    uint64_t freed = 0;  // up to here
     for (const Mapping& mapping :
          A4_TRY(map_range(volume, number, inode, Lblk(0), Blocks(uint64_t{1} << 32)))) {
-        if (mapping.state != MapState::Hole)
-            A4_CHECK(volume.allocator().free({mapping.pblk, mapping.length}));
+        if (mapping.state == MapState::Hole) continue;
+        uint64_t first = round_down(mapping.pblk.value(), cluster);
+        const uint64_t end = round_up((mapping.pblk + mapping.length).value(), cluster);
+        if (cluster > 1 && freed == first + cluster) first = freed;
+        if (first < end) A4_CHECK(volume.allocator().free({Pblk(first), Blocks(end - first)}));
+        freed = end;
     }
     // No links, a time of deletion, no mapping. Nor the extents flag: e2fsck takes an inode with it
     // but without an extent header for garbage, and if half of a table block's inodes are, the

@@ -24,7 +24,8 @@ class Marks {
         }
         const auto found = groups_.find(ext2fs_group_of_blk2(fs_, block));
         if (found == groups_.end()) return;
-        const uint64_t bit = block - ext2fs_group_first_block2(fs_, found->first);
+        const uint64_t bit =
+            (block - ext2fs_group_first_block2(fs_, found->first)) >> fs_->cluster_ratio_bits;
         found->second[bit / 8] |= static_cast<uint8_t>(1u << (bit % 8));
     }
     bool impossible() const { return impossible_; }
@@ -44,6 +45,7 @@ static int atomic4_mark_block(ext2_filsys, blk64_t* block, e2_blkcnt_t, blk64_t,
 
 // What mke2fs laid down, wherever flex_bg has put it.
 void mark_metadata(ext2_filsys fs, Marks& marks) {
+    if (ext2fs_has_feature_mmp(fs->super)) marks.mark(fs->super->s_mmp_block);
     for (dgrp_t group = 0; group < fs->group_desc_count; ++group) {
         marks.mark(ext2fs_block_bitmap_loc(fs, group));
         marks.mark(ext2fs_inode_bitmap_loc(fs, group));

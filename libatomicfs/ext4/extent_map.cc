@@ -255,6 +255,11 @@ Result<> apply(ext2_extent_handle_t handle, Edit edit, const std::string& what) 
 Result<std::vector<Mapping>> map_range(Volume& volume, ext2_ino_t number, ext2_inode inode,
                                        Lblk first, Blocks count) {
     if (count.value() == 0) return std::vector<Mapping>{};
+    if ((inode.i_flags & EXT4_INLINE_DATA_FL) != 0) {
+        return fail(EOPNOTSUPP,
+                    "inode {}: its data lies in the inode itself (inline_data), it has no blocks",
+                    number);
+    }
     if ((inode.i_flags & EXT4_EXTENTS_FL) != 0)
         return map_extents(volume, number, inode, first, first + count);
     return map_indirect(volume, number, inode, first, first + count);

@@ -24,14 +24,10 @@ constexpr Refusal kRefusedIncompat[] = {
     {EXT2_FEATURE_INCOMPAT_COMPRESSION, "compression", kNotYet},
     {EXT3_FEATURE_INCOMPAT_JOURNAL_DEV, "journal_dev",
      "this is an external journal, not a filesystem"},
-    {EXT4_FEATURE_INCOMPAT_MMP, "mmp", "clear it with tune2fs -O ^mmp"},
     {EXT4_FEATURE_INCOMPAT_DIRDATA, "dirdata", kNotYet},
-    {EXT4_FEATURE_INCOMPAT_INLINE_DATA, "inline_data", kNotYet},
-    {EXT4_FEATURE_INCOMPAT_CASEFOLD, "casefold", kNotYet},
 };
 
 constexpr Refusal kRefusedRoCompat[] = {
-    {EXT4_FEATURE_RO_COMPAT_BIGALLOC, "bigalloc", kNotYet},
     {EXT4_FEATURE_RO_COMPAT_QUOTA, "quota",
      "its usage files could not be kept right: clear it with tune2fs -O ^quota"},
     {EXT4_FEATURE_RO_COMPAT_READONLY, "read-only", "clear it with tune2fs -O ^read-only"},
@@ -39,8 +35,13 @@ constexpr Refusal kRefusedRoCompat[] = {
      "files share blocks there: clear it with e2fsck -E unshare_blocks"},
 };
 
+// Aligned runs are looked for in zones of 32768 blocks or less (aligned_allocator.h).
+constexpr uint32_t kMaxClusterOrder = 13;
+
 constexpr uint32_t kKnownCompat = EXT2_LIB_FEATURE_COMPAT_SUPP | kFeatureCompatAtomic4;
-constexpr uint32_t kKnownIncompat = EXT2_LIB_FEATURE_INCOMPAT_SUPP | kFeatureIncompatNeedsReplay;
+// The header leaves mmp out where it doesn't know how libext2fs was built: mmp.cc finds out.
+constexpr uint32_t kKnownIncompat =
+    EXT2_LIB_FEATURE_INCOMPAT_SUPP | EXT4_FEATURE_INCOMPAT_MMP | kFeatureIncompatNeedsReplay;
 constexpr uint32_t kKnownRoCompat = EXT2_LIB_FEATURE_RO_COMPAT_SUPP;
 
 template <size_t N>
@@ -62,6 +63,21 @@ bool names(const Refusal (&table)[N], std::string_view name) {
     return std::ranges::any_of(table, [&](const Refusal& refusal) { return name == refusal.name; });
 }
 
+Result<> check_clusters(const ext2_super_block& super) {
+    const uint32_t order = super.s_log_cluster_size - super.s_log_block_size;
+    // libext2fs has seen to it that they are no smaller than a block.
+    if (order > kMaxClusterOrder)
+        return fail(EOPNOTSUPP, "the volume has clusters of {} blocks: atomic4 supports up to {}",
+                    uint64_t{1} << order, 1u << kMaxClusterOrder);
+    const uint64_t blocks = super.s_blocks_count + (uint64_t{super.s_blocks_count_hi} << 32);
+    if (blocks % (uint64_t{1} << order) != 0)
+        return fail(EOPNOTSUPP,
+                    "the volume ends in the middle of a cluster: shrink it by the last "
+                    "{} blocks with resize2fs",
+                    blocks % (uint64_t{1} << order));
+    return {};
+}
+
 }  // namespace
 
 bool is_refused_feature(std::string_view name) {
@@ -81,11 +97,8 @@ Result<> check_features(const ext2_super_block& super) {
     if ((super.s_feature_compat & EXT3_FEATURE_COMPAT_HAS_JOURNAL) != 0 &&
         super.s_journal_inum == 0)
         return fail(EOPNOTSUPP, "the volume keeps its journal on another device: {}", kNotYet);
-    if (EXT2_BLOCK_SIZE(&super) > 4096)
-        return fail(EOPNOTSUPP,
-                    "the volume has {}-byte blocks: atomic4 supports 1024, 2048 and "
-                    "4096",
-                    EXT2_BLOCK_SIZE(&super));
+    if ((super.s_feature_ro_compat & EXT4_FEATURE_RO_COMPAT_BIGALLOC) != 0)
+        A4_CHECK(check_clusters(super));
     return {};
 }
 

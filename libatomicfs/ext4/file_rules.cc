@@ -18,10 +18,15 @@ Result<> check_file_rules(const FileFacts& file) {
     };
     for (const auto& [flag, name] :
          {Unsupported{EXT4_ENCRYPT_FL, "encrypted"}, Unsupported{EXT4_VERITY_FL, "a verity file"},
-          Unsupported{EXT2_COMPR_FL, "compressed"},
-          Unsupported{EXT4_INLINE_DATA_FL, "inline data"}}) {
+          Unsupported{EXT2_COMPR_FL, "compressed"}}) {
         if ((file.flags & flag) != 0)
             return fail(EOPNOTSUPP, "{}: is {}: no atomic writes", what, name);
+    }
+    if ((file.flags & EXT4_INLINE_DATA_FL) != 0) {
+        return fail(EOPNOTSUPP,
+                    "{}: its data lies in the inode itself (inline_data): no atomic writes before "
+                    "it has blocks",
+                    what);
     }
     if ((file.flags & EXT3_JOURNAL_DATA_FL) != 0) {
         return fail(EIO,

@@ -7,7 +7,7 @@ namespace atomic4 {
 
 namespace {
 
-constexpr size_t kCachedBitmaps = 1024;  // 4 MiB of 4 KiB blocks
+constexpr size_t kCachedBytes = size_t{4} << 20;
 
 bool test_bit(const GroupBitmaps::Bits& bits, uint32_t bit) {
     return (bits[bit / 8] >> (bit % 8) & 1) != 0;
@@ -77,7 +77,8 @@ void GroupDescriptors::touch_after_block_change(uint32_t group, int inuse) {
 
 void GroupDescriptors::uncount_block(uint32_t group, int inuse) {
     const auto delta = static_cast<uint32_t>(inuse);
-    ext2fs_free_blocks_count_add(fs_->super, static_cast<blk64_t>(int64_t{inuse}));
+    ext2fs_free_blocks_count_add(fs_->super,
+                                 static_cast<blk64_t>(int64_t{inuse} * EXT2FS_CLUSTER_RATIO(fs_)));
     if (const auto frozen = frozen_.find(group); frozen != frozen_.end()) {
         std::memcpy(ext2fs_group_desc(fs_, fs_->group_desc, group), frozen->second.data(),
                     frozen->second.size());
@@ -104,7 +105,17 @@ GroupBitmaps::GroupBitmaps(ext2_filsys fs, Device& device, GroupDescriptors& des
 
 uint32_t GroupBitmaps::bits_in(uint32_t group) const {
     if (kind_ == Kind::Inode) return fs_->super->s_inodes_per_group;
-    return static_cast<uint32_t>(ext2fs_group_blocks_count(fs_, group));
+    return static_cast<uint32_t>(
+        EXT2FS_NUM_B2C(fs_, static_cast<uint64_t>(ext2fs_group_blocks_count(fs_, group))));
+}
+
+uint32_t GroupBitmaps::bit_of(uint64_t block) const {
+    const uint64_t first = ext2fs_group_first_block2(fs_, ext2fs_group_of_blk2(fs_, block));
+    return static_cast<uint32_t>((block - first) >> fs_->cluster_ratio_bits);
+}
+
+uint64_t GroupBitmaps::block_of(uint32_t group, uint32_t bit) const {
+    return ext2fs_group_first_block2(fs_, group) + (uint64_t{bit} << fs_->cluster_ratio_bits);
 }
 
 uint64_t GroupBitmaps::location(uint32_t group) const {
@@ -125,10 +136,10 @@ GroupBitmaps::Bits GroupBitmaps::computed(uint32_t group) const {
     const uint32_t count = bits_in(group);
     if (kind_ == Kind::Block) {
         const uint64_t first = ext2fs_group_first_block2(fs_, group);
+        const uint64_t last = ext2fs_group_last_block2(fs_, group);
         const auto mark = [&](uint64_t block, uint64_t n) {
             for (; n > 0; --n, ++block) {
-                if (block >= first && block < first + count)
-                    set_bit(bits, static_cast<uint32_t>(block - first), true);
+                if (block >= first && block <= last) set_bit(bits, bit_of(block), true);
             }
         };
         blk64_t super = 0;
@@ -213,7 +224,8 @@ Result<std::shared_ptr<GroupBitmaps::Bits>> GroupBitmaps::load(uint32_t group) {
 
 void GroupBitmaps::trim() {
     auto it = by_age_.begin();
-    while (cache_.size() - dirty_.size() >= kCachedBitmaps && it != by_age_.end()) {
+    const size_t most = kCachedBytes / std::max<size_t>(fs_->blocksize, 4096);
+    while (cache_.size() - dirty_.size() >= most && it != by_age_.end()) {
         const uint32_t group = *it;
         if (dirty_.contains(group)) {
             ++it;
@@ -256,8 +268,8 @@ Result<> GroupBitmaps::set(uint32_t group, uint32_t first, uint32_t count, bool 
         if (count_free) {
             const uint32_t free = ext2fs_bg_free_blocks_count(fs_, group);
             ext2fs_bg_free_blocks_count_set(fs_, group, used ? free - count : free + count);
-            ext2fs_free_blocks_count_add(fs_->super,
-                                         used ? -static_cast<blk64_t>(count) : blk64_t{count});
+            const blk64_t blocks = blk64_t{count} << fs_->cluster_ratio_bits;
+            ext2fs_free_blocks_count_add(fs_->super, used ? -blocks : blocks);
         }
     }
     return {};
@@ -288,7 +300,8 @@ Result<> GroupBitmaps::replace(uint32_t group, Bits bits) {
     const uint32_t count = bits_in(group);
     const uint32_t free = count - count_used(bits, count);
     ext2fs_free_blocks_count_add(fs_->super,
-                                 blk64_t{free} - blk64_t{ext2fs_bg_free_blocks_count(fs_, group)});
+                                 (blk64_t{free} - blk64_t{ext2fs_bg_free_blocks_count(fs_, group)})
+                                     << fs_->cluster_ratio_bits);
     ext2fs_bg_free_blocks_count_set(fs_, group, free);
     ext2fs_bg_flags_clear(fs_, group, EXT2_BG_BLOCK_UNINIT);
     before_[group] = std::move(raw);
@@ -300,6 +313,7 @@ Result<> GroupBitmaps::replace(uint32_t group, Bits bits) {
 }
 
 void GroupBitmaps::begin() {
+    newly_mapped_.clear();
     before_.clear();
 }
 
@@ -308,6 +322,7 @@ void GroupBitmaps::abort() {
         cache_[group].bits = bits;
         dirty_.erase(group);
     }
+    newly_mapped_.clear();
     before_.clear();
     for (const auto& [group, why] : replaced_) {
         by_age_.erase(cache_.at(group).age);
@@ -344,11 +359,12 @@ bool GroupBitmaps::changed_to(uint64_t block, bool used) const {
     const uint32_t group = ext2fs_group_of_blk2(fs_, block);
     const auto before = before_.find(group);
     if (before == before_.end()) return false;
-    const auto bit = static_cast<uint32_t>(block - ext2fs_group_first_block2(fs_, group));
+    const uint32_t bit = bit_of(block);
     return test_bit(*before->second, bit) != used && test_bit(*cache_.at(group).bits, bit) == used;
 }
 
 void GroupBitmaps::committed() {
+    newly_mapped_.clear();
     replaced_.clear();
     dirty_.clear();
     before_.clear();

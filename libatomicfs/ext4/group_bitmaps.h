@@ -11,6 +11,9 @@
 // Changes belong to an operation (begin … commit or abort); abort() restores bitmaps and
 // descriptors as they were. Only ext4/transaction.h calls those.
 //
+// With bigalloc a bit of a block bitmap, and a descriptor's free count, are clusters; the
+// superblock's count stays in blocks.
+//
 // Every change flips every bit it names: marking a used block used, or a free one free, is
 // EUCLEAN and changes nothing.
 #pragma once
@@ -41,7 +44,7 @@ class GroupDescriptors {
     // A descriptor that failed its checksum: kept as it is, so that it goes on failing.
     void freeze(uint32_t group) { frozen_.try_emplace(group, copy_of(group)); }
     bool is_frozen(uint32_t group) const { return frozen_.contains(group); }
-    // libext2fs counted a block as freed (-1) that stays in use: as it was before.
+    // libext2fs counted a block (a cluster) as freed (-1) that stays in use: as it was before.
     void uncount_block(uint32_t group, int inuse);
     // libext2fs reports a change after making it: touch() with the free count as it was.
     void touch_after_block_change(uint32_t group, int inuse);
@@ -94,10 +97,18 @@ class GroupBitmaps {
     std::map<uint64_t, std::shared_ptr<const Bits>> before() const;
     void committed();
     // Whether this operation took the block, or gave it back. Block kind.
-    bool newly_used(uint64_t block) const { return changed_to(block, true); }
+    bool newly_used(uint64_t block) const {
+        return changed_to(block, true) || newly_mapped_.contains(block);
+    }
+    // The operation has begun to use a block of a cluster that was in use before.
+    void note_newly_mapped(uint64_t block) { newly_mapped_.insert(block); }
     bool newly_free(uint64_t block) const { return changed_to(block, false); }
 
     uint32_t bits_in(uint32_t group) const;
+    // The bit, in its group's bitmap, that a block belongs to. Block kind.
+    uint32_t bit_of(uint64_t block) const;
+    // Where the blocks of a bit begin.
+    uint64_t block_of(uint32_t group, uint32_t bit) const;
 
   private:
     struct Entry {
@@ -122,6 +133,7 @@ class GroupBitmaps {
     std::list<uint32_t> by_age_;                        // clean and dirty, oldest first
     std::map<uint32_t, std::shared_ptr<Bits>> before_;  // as the operation found them
     std::set<uint32_t> dirty_;
+    std::set<uint64_t> newly_mapped_;
     std::map<uint32_t, Error> damaged_;
     std::map<uint32_t, Error> replaced_;  // damaged before this operation
 };

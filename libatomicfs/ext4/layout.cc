@@ -64,9 +64,11 @@ Result<> stage_changes(Volume& volume, const FileState& file, const std::vector<
             return std::move(done).context(damaged.begin()->second.message);
         A4_CHECK(std::move(done));
     }
+    // libext2fs counts clusters there.
     if (new_blocks > 0)
-        A4_CHECK(
-            check_errcode(ext2fs_iblk_add_blocks(volume.fs(), &inode, new_blocks), "block count"));
+        A4_CHECK(check_errcode(
+            ext2fs_iblk_add_blocks(volume.fs(), &inode, EXT2FS_NUM_B2C(volume.fs(), new_blocks)),
+            "block count"));
     if (new_size) {
         A4_CHECK(check_errcode(ext2fs_inode_size_set(volume.fs(), &inode,
                                                      static_cast<ext2_off64_t>(new_size->value())),
@@ -74,6 +76,36 @@ Result<> stage_changes(Volume& volume, const FileState& file, const std::vector<
     }
     return write_inode_now(volume.fs(), file.number, inode,
                            new_size ? kTimeChanged | kTimeModified : kTimeChanged, "inode");
+}
+
+// bigalloc: where a block must lie if other blocks of its logical cluster are mapped. They share a
+// physical cluster, in which each has the place that it has in the logical one; it was allocated
+// with the first of them (the kernel's "implied cluster allocation"). Nothing: none is mapped.
+Result<std::optional<Pblk>> implied_block(Volume& volume, const FileState& file, Lblk lblk) {
+    const uint64_t cluster = uint64_t{1} << volume.allocator().cluster_order();
+    const Lblk first(round_down(lblk.value(), cluster));
+    std::optional<Pblk> start;
+    for (const Mapping& mapping :
+         A4_TRY(map_range(volume, file.number, file.inode, first, Blocks(cluster)))) {
+        if (mapping.state == MapState::Hole) continue;
+        const uint64_t within = (mapping.lblk - first).value();
+        const uint64_t block = mapping.pblk.value();
+        if (block % cluster != within || (start && start->value() + within != block)) {
+            return fail(EUCLEAN,
+                        "inode {}: block {} does not lie in its cluster as in the file: the volume "
+                        "needs e2fsck",
+                        file.number, mapping.lblk);
+        }
+        start = Pblk(block - within);
+    }
+    if (!start) return std::optional<Pblk>{};
+    if (A4_TRY(volume.allocator().is_free(*start))) {
+        return fail(EUCLEAN,
+                    "inode {}: the cluster at block {} is in use and called free: the "
+                    "volume needs e2fsck",
+                    file.number, *start);
+    }
+    return std::optional(*start + (lblk - first));
 }
 
 }  // namespace
@@ -280,13 +312,17 @@ Result<> make_ready(Volume& volume, const FileState& file, ByteOffset offset, By
     const uint64_t block = volume.block_size().value();
     if (length.value() == 0) return {};
     A4_CHECK(volume.usable());
-    if ((offset + length).value() / block > kMaxBlocks - kMaxBlocks % 4096)
+    // No window around the range may reach beyond it.
+    constexpr uint64_t kLargestWindow = 8192;
+    if ((offset + length).value() / block > kMaxBlocks - kMaxBlocks % kLargestWindow)
         return fail(EFBIG, "offset {}: a file ends before block {}", offset, kMaxBlocks);
     const Lblk first(offset.value() / block);
     const Lblk end(((offset + length).value() + block - 1) / block);
     const Lblk eof(blocks_for(volume, file.size));
     const uint64_t unit = unit_blocks(volume, file);
-    const uint64_t window = std::max(unit, align.value() / block);
+    const uint64_t cluster = uint64_t{1} << volume.allocator().cluster_order();
+    const uint64_t grain = std::max(unit, cluster);
+    const uint64_t window = std::max(grain, align.value() / block);
 
     const auto mapped = A4_TRY(map_range(volume, file.number, file.inode, first, end - first));
     const bool complete = std::all_of(mapped.begin(), mapped.end(), [&](const Mapping& mapping) {
@@ -311,15 +347,30 @@ Result<> make_ready(Volume& volume, const FileState& file, ByteOffset offset, By
         new_blocks += blocks;
         return {};
     };
-    // The stretch [from, to) as it is on disk: converts what is unwritten before EOF, and allocates
-    // single holes inside the request where a unit has lost its whole.
+    // Holes of a unit that has lost its whole: block by block, or what a cluster has for them.
+    const auto fill = [&](Lblk from, Lblk to) -> Result<> {
+        for (Lblk at = from; at < to;) {
+            const Lblk own(round_down(at.value(), cluster));
+            const auto implied =
+                cluster == 1 ? std::optional<Pblk>{} : A4_TRY(implied_block(volume, file, at));
+            if (!implied) {
+                A4_CHECK(allocate(own, cluster));
+                at = own + Blocks(cluster);
+                continue;
+            }
+            const Lblk end_here = std::min(to, own + Blocks(cluster));
+            add_split_at_eof(changes, at, {*implied, end_here - at}, eof);
+            at = end_here;
+        }
+        return {};
+    };
+    // The stretch [from, to) as it is on disk: converts what is unwritten before EOF, and fills
+    // holes inside the request.
     const auto patch = [&](Lblk from, Lblk to) -> Result<> {
         for (const Mapping& mapping :
              A4_TRY(map_range(volume, file.number, file.inode, from, to - from))) {
             if (mapping.state == MapState::Hole) {
-                for (Lblk at = std::max(mapping.lblk, first); at < std::min(mapping.end(), end);
-                     at += Blocks(1))
-                    A4_CHECK(allocate(at, 1));
+                A4_CHECK(fill(std::max(mapping.lblk, first), std::min(mapping.end(), end)));
             } else if (mapping.state == MapState::Unwritten && mapping.lblk < eof) {
                 const Blocks n = std::min(mapping.end(), eof) - mapping.lblk;
                 changes.push_back({mapping.lblk, {mapping.pblk, n}, MapState::Written, true});
@@ -336,13 +387,21 @@ Result<> make_ready(Volume& volume, const FileState& file, ByteOffset offset, By
             A4_CHECK(allocate(at, window));
             continue;
         }
-        const Lblk stop = std::min(at + Blocks(window), Lblk(round_up(end.value(), unit)));
-        for (Lblk u = std::max(at, Lblk(round_down(first.value(), unit))); u < stop;
-             u += Blocks(unit)) {
-            if (A4_TRY(is_hole(u, unit)))
-                A4_CHECK(allocate(u, unit));
-            else
-                A4_CHECK(patch(u, u + Blocks(unit)));
+        const Lblk stop = std::min(at + Blocks(window), Lblk(round_up(end.value(), grain)));
+        for (Lblk g = std::max(at, Lblk(round_down(first.value(), grain))); g < stop;
+             g += Blocks(grain)) {
+            if (A4_TRY(is_hole(g, grain))) {
+                A4_CHECK(allocate(g, grain));
+                continue;
+            }
+            // Units of a cluster that is partly in use, or the one unit.
+            for (Lblk u = g; u < g + Blocks(grain); u += Blocks(unit)) {
+                if (u + Blocks(unit) <= first || u >= end) continue;
+                if (grain > unit && A4_TRY(is_hole(u, unit)))
+                    A4_CHECK(fill(u, u + Blocks(unit)));
+                else
+                    A4_CHECK(patch(u, u + Blocks(unit)));
+            }
         }
     }
     A4_CHECK(stage_changes(volume, file, changes, new_blocks, std::nullopt));

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "ext4/errcode.h"
+#include "ext4/extent_map.h"
 #include "ext4/inode_time.h"
 
 namespace atomic4 {
@@ -56,6 +57,66 @@ Result<> touch_directory(Volume& volume, ext2_ino_t directory) {
                            "directory");
 }
 
+// With bigalloc a new block of a directory may lie in a cluster that it had already. It is new all
+// the same: to be written before the inode that points at it (transaction.h).
+Result<> note_growth(Volume& volume, ext2_ino_t directory, const ext2_inode& before) {
+    if (volume.allocator().cluster_order() == 0) return {};
+    ext2_inode now{};
+    A4_CHECK(check_errcode(ext2fs_read_inode(volume.fs(), directory, &now), "directory"));
+    const uint64_t block = volume.block_size().value();
+    const Lblk first(EXT2_I_SIZE(&before) / block);
+    const Lblk end(EXT2_I_SIZE(&now) / block);
+    if (end <= first) return {};
+    for (const Mapping& mapping : A4_TRY(map_range(volume, directory, now, first, end - first))) {
+        for (uint64_t i = 0; mapping.state != MapState::Hole && i < mapping.length.value(); ++i)
+            volume.block_bitmaps().note_newly_mapped(mapping.pblk.value() + i);
+    }
+    return {};
+}
+
+// 0: there is none. A casefolded directory has one name for all that fold to the same, and
+// libext2fs's look-up knows only the one that is stored.
+Result<ext2_ino_t> find_name(Volume& volume, ext2_ino_t directory, const std::string& name,
+                             const std::string& path) {
+    ext2_filsys fs = volume.fs();
+    ext2_ino_t found = 0;
+    const errcode_t code =
+        ext2fs_lookup(fs, directory, name.c_str(), static_cast<int>(name.size()), nullptr, &found);
+    if (code == 0) return found;
+    if (code != EXT2_ET_FILE_NOT_FOUND) return fail(error_from_errcode(code, path));
+    ext2_inode inode{};
+    A4_CHECK(check_errcode(ext2fs_read_inode(fs, directory, &inode), path));
+    if ((inode.i_flags & EXT4_CASEFOLD_FL) == 0) return ext2_ino_t{0};
+    if (fs->encoding == nullptr) {
+        return fail(EOPNOTSUPP,
+                    "{}: inode {} is a casefolded directory, in an encoding ({}) that "
+                    "libext2fs does not know: give the name exactly as it is stored",
+                    path, directory, fs->super->s_encoding);
+    }
+    const auto bytes_of = [](const std::string& text) {
+        return reinterpret_cast<const unsigned char*>(text.data());
+    };
+    for (const DirectoryEntry& entry : A4_TRY(list(volume, directory))) {
+        // What isn't valid in the encoding is the same only byte by byte.
+        if (ext2fs_casefold_cmp(fs->encoding, bytes_of(entry.name), entry.name.size(),
+                                bytes_of(name), name.size()) == 0)
+            return entry.inode;
+    }
+    return ext2_ino_t{0};
+}
+
+// A name's place in a casefolded directory's hash tree, and whether it may stand there at all, are
+// the kernel's to say.
+Result<> check_may_link(Volume& volume, ext2_ino_t directory, const std::string& path) {
+    ext2_inode inode{};
+    A4_CHECK(check_errcode(ext2fs_read_inode(volume.fs(), directory, &inode), path));
+    if ((inode.i_flags & EXT4_CASEFOLD_FL) == 0) return {};
+    return fail(EOPNOTSUPP,
+                "{}: in a casefolded directory only the kernel makes new names: create the file "
+                "elsewhere, or under a mount",
+                path);
+}
+
 // libext2fs would look for the empty name between two slashes.
 std::string single_slashes(const std::string& path) {
     std::string text;
@@ -101,10 +162,8 @@ class Walk {
 
     Result<> step(const std::string& name, std::string& left) {
         A4_CHECK(search_(current_).context(path_));
-        ext2_ino_t found = 0;
-        A4_CHECK(check_errcode(ext2fs_lookup(volume_.fs(), current_, name.c_str(),
-                                             static_cast<int>(name.size()), nullptr, &found),
-                               path_));
+        const ext2_ino_t found = A4_TRY(find_name(volume_, current_, name, path_));
+        if (found == 0) return fail(Error::from_errno(ENOENT, path_));
         ext2_inode inode{};
         A4_CHECK(check_errcode(ext2fs_read_inode(volume_.fs(), found, &inode), path_));
         if (!LINUX_S_ISLNK(inode.i_mode)) {
@@ -188,10 +247,8 @@ Result<NewName> lookup_new(Volume& volume, const std::string& path) {
     if (!LINUX_S_ISDIR(inode.i_mode)) return fail(ENOTDIR, "{}: not a directory", parent);
     if ((inode.i_flags & EXT4_ENCRYPT_FL) != 0)
         return fail(EOPNOTSUPP, "{}: encrypted directories are not supported", parent);
-    ext2_ino_t existing = 0;
-    const errcode_t code = ext2fs_lookup(volume.fs(), where.directory, where.name.c_str(),
-                                         static_cast<int>(where.name.size()), nullptr, &existing);
-    if (code == 0) {
+    const ext2_ino_t existing = A4_TRY(find_name(volume, where.directory, where.name, path));
+    if (existing != 0) {
         A4_CHECK(check_errcode(ext2fs_read_inode(volume.fs(), existing, &inode), path));
         if (inode.i_links_count == 0) {
             return fail(EUCLEAN,
@@ -201,11 +258,14 @@ Result<NewName> lookup_new(Volume& volume, const std::string& path) {
         }
         return fail(EEXIST, "{}: exists already", path);
     }
-    if (code != EXT2_ET_FILE_NOT_FOUND) return fail(error_from_errcode(code, path));
+    A4_CHECK(check_may_link(volume, where.directory, path));
     return where;
 }
 
 Result<> link_name(Volume& volume, const NewName& where, ext2_ino_t inode, int file_type) {
+    A4_CHECK(check_may_link(volume, where.directory, where.name));
+    ext2_inode before{};
+    A4_CHECK(check_errcode(ext2fs_read_inode(volume.fs(), where.directory, &before), where.name));
     const auto link = [&] {
         return ext2fs_link(volume.fs(), where.directory, where.name.c_str(), inode, file_type);
     };
@@ -215,6 +275,7 @@ Result<> link_name(Volume& volume, const NewName& where, ext2_ino_t inode, int f
         code = link();
     }
     A4_CHECK(check_errcode(code, where.name));
+    A4_CHECK(note_growth(volume, where.directory, before));
     return touch_directory(volume, where.directory);
 }
 

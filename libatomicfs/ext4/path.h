@@ -11,7 +11,8 @@
 namespace atomic4 {
 
 // Follows symbolic links inside the volume. ENOENT, ENOTDIR, ELOOP with the path. As for the
-// kernel, repeated slashes are one, and what a slash follows is a directory.
+// kernel, repeated slashes are one, and what a slash follows is a directory; and in a casefolded
+// directory a name is found by any spelling that folds to the same.
 Result<ext2_ino_t> lookup(Volume& volume, const std::string& path);
 
 // The same, calling search before each directory in which a name is looked up (".", ".." too),
@@ -25,7 +26,8 @@ struct NewName {
     std::string name;
 };
 // The directory and name that a path would create: EEXIST if it is there already, ENOENT if the
-// directory isn't, EINVAL for "", "/", "." and "..", EISDIR if a slash follows, ENAMETOOLONG.
+// directory isn't, EOPNOTSUPP if it is casefolded, EINVAL for "", "/", "." and "..", EISDIR if a
+// slash follows, ENAMETOOLONG.
 Result<NewName> lookup_new(Volume& volume, const std::string& path);
 
 // Adds a directory entry and sets the directory's times; the operation is the caller's.

@@ -105,15 +105,18 @@ struct Place {
 // defaults, so that the message can say so.
 std::vector<Place> backup_places(const ext2_super_block& super, uint64_t device_size) {
     std::vector<Place> places;
+    // With 1 KiB blocks the first group begins at block 1, unless it is made of clusters.
+    uint64_t first_of_1k = 1;
     const auto add = [&](uint64_t block_size, uint64_t per_group, uint64_t group) {
-        const uint64_t offset = ((block_size == 1024 ? 1 : 0) + per_group * group) * block_size;
+        const uint64_t first = block_size == 1024 ? first_of_1k : 0;
+        const uint64_t offset = (first + per_group * group) * block_size;
         if (group == 0 || offset + sizeof super > device_size) return;
         const bool known = std::any_of(places.begin(), places.end(),
                                        [&](const Place& place) { return place.offset == offset; });
         if (!known) places.push_back({static_cast<uint32_t>(group), offset});
     };
     const auto add_all = [&](uint64_t block_size, uint64_t per_group) {
-        if (per_group == 0 || per_group > block_size * 8) return;
+        if (per_group == 0) return;
         add(block_size, per_group, 1);
         for (const uint32_t group : super.s_backup_bgs) add(block_size, per_group, group);
         const uint64_t groups = device_size / block_size / per_group + 1;
@@ -122,8 +125,12 @@ std::vector<Place> backup_places(const ext2_super_block& super, uint64_t device_
                 add(block_size, per_group, group);
         }
     };
-    if (super.s_log_block_size <= 6)
+    const bool bigalloc = (super.s_feature_ro_compat & EXT4_FEATURE_RO_COMPAT_BIGALLOC) != 0;
+    if (bigalloc && super.s_log_cluster_size != 0) first_of_1k = 0;
+    if (super.s_log_block_size <= 6 &&
+        (bigalloc || super.s_blocks_per_group <= 8 * (uint64_t{1024} << super.s_log_block_size)))
         add_all(uint64_t{1024} << super.s_log_block_size, super.s_blocks_per_group);
+    first_of_1k = 1;
     for (const uint64_t block_size : {1024, 2048, 4096, 65536})
         add_all(block_size, block_size == 65536 ? 65528 : block_size * 8);
     return places;

@@ -174,8 +174,9 @@ Result<> Transaction::commit(Order order) {
     volume_.block_bitmaps().committed();
     volume_.inode_bitmaps().committed();
     volume_.descriptors().committed();
-    if (given_up.empty()) return {};
-    return free_blocks(given_up);
+    if (!given_up.empty()) A4_CHECK(free_blocks(given_up));
+    // This one is done; if the volume isn't ours any more, it was the last.
+    return volume_.keep_mmp();
 }
 
 // Nothing refers to these any more. What failed here is done already: the caller must not go on

@@ -3,6 +3,7 @@
 #include <blkid/blkid.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "ext4/errcode.h"
@@ -50,8 +51,11 @@ static errcode_t atomic4_choose_block(ext2_filsys fs, blk64_t goal, blk64_t* ret
 static errcode_t atomic4_choose_range(ext2_filsys fs, int flags, blk64_t goal, blk64_t length,
                                       blk64_t* first, blk64_t* count) {
     Volume& volume = volume_of(fs);
-    *count = 1;
-    if ((flags & EXT2_NEWRANGE_MIN_LENGTH) != 0 && length > 1) return EXT2_ET_BLOCK_ALLOC_FAIL;
+    // Never more than a cluster: see atomic4_range_changed.
+    const auto cluster = static_cast<blk64_t>(EXT2FS_CLUSTER_RATIO(fs));
+    *count = std::min(length, cluster);
+    if ((flags & EXT2_NEWRANGE_MIN_LENGTH) != 0 && length > cluster)
+        return EXT2_ET_BLOCK_ALLOC_FAIL;
     if (const errcode_t code = atomic4_choose_block(fs, goal, first); code != 0) return code;
     // A fixed goal is a wish to go on where the last extent ends; elsewhere is asked for next.
     if ((flags & EXT2_NEWRANGE_FIXED_GOAL) != 0) {
@@ -60,7 +64,7 @@ static errcode_t atomic4_choose_range(ext2_filsys fs, int flags, blk64_t goal, b
             volume.adapter().latch(free.error());
             return static_cast<errcode_t>(free.error().code);
         }
-        if (!*free) return EXT2_ET_BLOCK_ALLOC_FAIL;
+        if (!*free || goal % cluster != 0) return EXT2_ET_BLOCK_ALLOC_FAIL;
         volume.descriptors().touch(ext2fs_group_of_blk2(fs, goal));
         *first = goal;
     }
@@ -78,7 +82,7 @@ static void atomic4_block_changed(ext2_filsys fs, blk64_t block, int inuse) {
         volume.descriptors().uncount_block(group, -inuse);
     }
     volume.descriptors().touch_after_block_change(group, inuse);
-    const auto bit = static_cast<uint32_t>(block - ext2fs_group_first_block2(fs, group));
+    const uint32_t bit = volume.block_bitmaps().bit_of(block);
     const auto done = volume.block_bitmaps().set(group, bit, 1, inuse > 0, false);
     if (!done) volume.adapter().latch(done.error());
     volume.allocator().block_changed(Pblk(block));
@@ -86,7 +90,7 @@ static void atomic4_block_changed(ext2_filsys fs, blk64_t block, int inuse) {
 
 static void atomic4_range_changed(ext2_filsys fs, blk64_t block, blk_t count, int inuse) {
     // Before 1.47.4 libext2fs reports (end, 0) instead of (first, count); atomic4_choose_range
-    // gives single blocks only.
+    // gives single blocks or clusters only.
     atomic4_block_changed(fs, count == 0 ? block - 1 : block, inuse);
 }
 
@@ -114,6 +118,11 @@ tl::unexpected<Error> bad_superblock_checksum(const std::string& why) {
                 why);
 }
 
+// With clusters larger than a block, block 0 belongs to the first one also where blocks have 1 KiB.
+uint32_t first_data_block(const ext2_super_block& super) {
+    return super.s_log_block_size == 0 && super.s_log_cluster_size == 0 ? 1 : 0;
+}
+
 bool default_may_use_reserved(const ext2_super_block& super) {
     if (geteuid() == 0 || geteuid() == super.s_def_resuid) return true;
     return super.s_def_resgid != 0 && getegid() == super.s_def_resgid;
@@ -128,7 +137,9 @@ Volume::Volume(std::unique_ptr<Device> device, const VolumeOptions& options)
       adapter_(staging_) {}
 
 Volume::~Volume() {
-    // Every change has been committed or was meant to be dropped: nothing is written here.
+    // Every change has been committed or was meant to be dropped: nothing is written here, but that
+    // the volume is free.
+    mmp_.reset();
     if (fs_ != nullptr) ext2fs_free(fs_);
 }
 
@@ -157,6 +168,14 @@ Result<errcode_t> Volume::open_filesystem(int flags) {
     return code;
 }
 
+// Against other hosts (mmp.h); against others on this one: device/ownership.h.
+Result<> Volume::claim() {
+    if (mmp_ || options_.purpose == OpenFor::Inspect) return {};
+    if (options_.clear_mmp) A4_CHECK(clear_mmp_mark(fs_, *device_));
+    mmp_.emplace(A4_TRY(MmpClaim::start(fs_, *device_, options_.purpose == OpenFor::Write)));
+    return {};
+}
+
 // After the copies have been read: writes what was proved, before anything else is written and
 // whatever state the volume is in (the kernel needs a superblock to recover it).
 Result<> Volume::settle_repair() {
@@ -183,7 +202,7 @@ Result<> Volume::settle_repair() {
         inodes += ext2fs_bg_free_inodes_count(fs_, group);
     }
     if (sound) {
-        ext2fs_free_blocks_count_set(fs_->super, blocks);
+        ext2fs_free_blocks_count_set(fs_->super, EXT2FS_C2B(fs_, blocks));
         fs_->super->s_free_inodes_count = inodes;
     }
     A4_CHECK(write_primary_superblock(fs_, *device_));
@@ -223,11 +242,13 @@ Result<> Volume::load() {
     staging_.set_block_size(block_size());
 
     ext2_super_block& super = *fs_->super;
-    // Features first: bigalloc and journal devices have fields that would look like damage below.
+    // Features first: journal devices have fields that would look like damage below.
     A4_CHECK(check_features(super));
     if (super.s_inodes_per_group == 0 || super.s_inodes_per_group > fs_->blocksize * 8 ||
-        super.s_blocks_per_group > fs_->blocksize * 8 || super.s_log_groups_per_flex > 31 ||
-        super.s_first_data_block != (fs_->blocksize == 1024 ? 1u : 0u))
+        super.s_clusters_per_group > fs_->blocksize * 8 || super.s_log_groups_per_flex > 31 ||
+        uint64_t{super.s_blocks_per_group} != uint64_t{super.s_clusters_per_group}
+                                                  << fs_->cluster_ratio_bits ||
+        super.s_first_data_block != first_data_block(super))
         return fail(EUCLEAN, "the superblock is damaged: the volume needs e2fsck");
     if (ext2fs_blocks_count(&super) > device_->size().value() / fs_->blocksize) {
         return fail(EUCLEAN,
@@ -239,8 +260,12 @@ Result<> Volume::load() {
     backups_ = A4_TRY(read_backup_superblocks(
         fs_, *device_, gate_ && !options_.every_copy ? Copies::Some : Copies::Every));
     for (const BackupSuperblock& backup : backups_) gate_ = gate_ || backup.gate;
+    if (superblock_proof_) A4_CHECK(claim());  // before the repair is written
     A4_CHECK(settle_repair());
-    if (options_.purpose != OpenFor::Inspect) A4_CHECK(check_state());
+    if (options_.purpose != OpenFor::Inspect) {
+        A4_CHECK(check_state());
+        A4_CHECK(claim());
+    }
     A4_CHECK(read_attr());
     if (options_.require_atomic4 && !gate_ && attr_) {
         return fail(EINVAL,
@@ -400,6 +425,13 @@ Result<ext2_ino_t> Volume::lock_inode() {
 const InodeTables& Volume::inode_tables() {
     if (!inode_tables_) inode_tables_.emplace(fs_);
     return *inode_tables_;
+}
+
+Result<> Volume::keep_mmp() {
+    if (!mmp_) return {};
+    auto kept = mmp_->keep();
+    if (!kept) poison(kept.error());
+    return kept;
 }
 
 Result<> Volume::usable() const {

@@ -31,6 +31,7 @@
 #include "ext4/inode_prealloc.h"
 #include "ext4/inode_tables.h"
 #include "ext4/io_adapter.h"
+#include "ext4/mmp.h"
 #include "ext4/superblock_copies.h"
 #include "ext4/superblock_repair.h"
 #include "ext4/volume_attr.h"
@@ -49,6 +50,9 @@ struct VolumeOptions {
     // To replay the redo log: while the needs-replay bit is set, recorded errors and damage
     // elsewhere are no obstacle.
     bool recovering = false;
+    // Take away the mark that a crash of atomic4 or e2fsck left in the MMP block (mmp.h). Only where
+    // somebody has said that it was one.
+    bool clear_mmp = false;
     // Look at every superblock copy even where there are thousands (superblock_copies.h): for
     // enable and disable.
     bool every_copy = false;
@@ -117,6 +121,9 @@ class Volume {
     GroupDescriptors& descriptors() { return descriptors_.value(); }
     IoAdapter& adapter() { return adapter_; }
 
+    // Poisons the volume if another host has taken it (mmp.h).
+    Result<> keep_mmp();
+
     // EIO if an I/O error was latched or a commit failed half-way.
     Result<> usable() const;
     void poison(Error why) {
@@ -128,6 +135,7 @@ class Volume {
     tl::unexpected<Error> poison_by(const Error& error, const char* what);
     Result<> load();
     Result<errcode_t> open_filesystem(int flags);
+    Result<> claim();
     Result<> settle_repair();
     Result<> check_state() const;
     Result<> read_attr();
@@ -138,6 +146,7 @@ class Volume {
     StagingDevice staging_;
     IoAdapter adapter_;
     ext2_filsys fs_ = nullptr;
+    std::optional<MmpClaim> mmp_;
     bool gate_ = false;
     bool gate_completed_ = false;
     std::vector<BackupSuperblock> backups_;

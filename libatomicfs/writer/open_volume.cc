@@ -74,8 +74,9 @@ Result<OpenVolume> open_for_reading(std::unique_ptr<Device> device) {
     return opened;
 }
 
-Result<ReplayReport> recover(std::unique_ptr<Device> device, OnConflict policy) {
+Result<ReplayReport> recover(std::unique_ptr<Device> device, OnConflict policy, bool clear_mmp) {
     VolumeOptions options;
+    options.clear_mmp = clear_mmp;
     options.purpose = OpenFor::Write;
     options.recovering = true;
     OpenVolume opened;

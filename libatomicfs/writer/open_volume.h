@@ -24,7 +24,8 @@ Result<OpenVolume> open_for_writing(std::unique_ptr<Device> device,
 // EBUSY: the log holds live records; a reader would see bytes from before them.
 Result<OpenVolume> open_for_reading(std::unique_ptr<Device> device);
 
-// For recover itself: replays under the given policy, and reports.
-Result<ReplayReport> recover(std::unique_ptr<Device> device, OnConflict policy);
+// For recover itself: replays under the given policy, and reports. clear_mmp: VolumeOptions'.
+Result<ReplayReport> recover(std::unique_ptr<Device> device, OnConflict policy,
+                             bool clear_mmp = false);
 
 }  // namespace atomic4

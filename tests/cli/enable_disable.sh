@@ -101,7 +101,7 @@ mount_image vol.img mnt
 mkdir mnt/.atomic4
 umount mnt
 refuses 'there is a /.atomic4 already: move it away'
-for features in bigalloc ^extent,^64bit quota casefold inline_data mmp; do
+for features in ^extent,^64bit quota; do
     make_ext4 vol.img 64M -O $features
     refuses "the volume (has the feature $features|is not an ext4 with extents)"
 done

@@ -147,8 +147,8 @@ exec 9<&-
 
 # --- features that atomic4 has no support for: refused before anything is written -----------------
 truncate -s 64M blank.img
-for feature in bigalloc quota inline_data casefold mmp journal_dev shared_blocks dirdata read-only \
-    ^extent ^extents -extent ^ext_attr none none,extent Quota 64bit,bigalloc; do
+for feature in quota journal_dev shared_blocks dirdata read-only ^extent ^extents -extent \
+    ^ext_attr none none,extent Quota 64bit,quota; do
     changes_nothing blank.img mkfs.atomic4 -O $feature blank.img
     is "$STATUS" 1
     is "$(wc -l <"$ERR")" 1
@@ -162,16 +162,27 @@ for row in "-r 0|needs revision 1" "-E offset=1048576|give the partition, or a l
     is "$(wc -l <"$ERR")" 1
     err_has "^mkfs.atomic4: ${row%% *} .*: atomic4 .*${row#*|}"
 done
-for features in project none,extent,ext_attr ^extent,extents bigalloc,^bigalloc; do
+for features in project none,extent,ext_attr ^extent,extents quota,^quota bigalloc inline_data casefold; do
     make_image wish.img 64M -O $features
     expect_ok atomic4ctl -d wish.img prealloc /f --size 64K
     check_clean wish.img
     e2fsck_clean wish.img
 done
-expect_fail 1 '-b 65536: atomic4 supports block sizes 1024, 2048 and 4096' \
-    mkfs.atomic4 -b 65536 none.img 64M
-expect_fail 1 'atomic4 does not support' mkfs.atomic4 -O bigalloc -C 65536 none.img 64M
+expect_fail 1 'atomic4 does not support' mkfs.atomic4 -O bigalloc,quota -C 65536 none.img 64M
 [ ! -e none.img ] || die "a refused mkfs made a file"
+
+# --- layouts with sizes of their own ----------------------------------------------------------------
+make_image wish.img 64M -O bigalloc -C 32768
+expect_ok atomic4ctl -d wish.img prealloc /f --size 100K --unit 16K
+check_clean wish.img
+e2fsck_clean wish.img
+# mke2fs wants -F for blocks larger than a page. The unit is one block, if none is given.
+rm wish.img
+expect_ok mkfs.atomic4 -q -F -b 65536 wish.img 256M
+expect_ok atomic4ctl -d wish.img prealloc /f --size 8M --unit 4M
+expect_ok atomic4ctl -d wish.img prealloc /g --size 128K
+check_clean wish.img
+e2fsck_clean wish.img
 
 # --- mke2fs fails, or is interrupted: a stand-in comes first in PATH --------------------------------
 mkdir fake

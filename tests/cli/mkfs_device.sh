@@ -64,6 +64,15 @@ second=$(partition "${loop##*/}p2")
 expect_ok mkfs.atomic4 -b 4096 "$first"
 err_has "warning: $first starts at byte 1049088 of its disk, which is not a multiple of the unit 16K"
 expect_ok atomic4ctl -d "$first" prealloc /db --size 64K
+expect_ok atomic4ctl -d "$first" write /db --offset 16K --from new
+# Units are aligned from the partition's own start, which is what the kernel sees too.
+check_clean "$first"
+mkdir -p mnt
+mount "$first" mnt
+UNDO+=("umount '$T/mnt'")
+head -c 32768 mnt/db | tail -c 16384 >read
+same_bytes new read
+umount mnt
 expect_ok mkfs.atomic4 -b 4096 "$second"
 ! grep -q 'starts at byte' "$ERR" || die "a warning about an aligned partition"
 expect_ok mkfs.atomic4 -F -u 4M -l 4M "$second"

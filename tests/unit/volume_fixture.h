@@ -98,10 +98,11 @@ inline Image with_dirty_free_blocks(const Image& image) {
     const uint64_t block = volume->block_size().value();
     for (uint32_t group = 0; group < volume->fs()->group_desc_count; ++group) {
         const auto bits = must(volume->block_bitmaps().get(group));
-        const uint64_t first = ext2fs_group_first_block2(volume->fs(), group);
+        const uint64_t cluster = block << volume->fs()->cluster_ratio_bits;
         for (uint32_t bit = 0; bit < volume->block_bitmaps().bits_in(group); ++bit) {
             if (((*bits)[bit / 8] >> (bit % 8) & 1) != 0) continue;
-            std::memset(memory.contents().data() + (first + bit) * block, 0xee, block);
+            const uint64_t at = volume->block_bitmaps().block_of(group, bit) * block;
+            std::memset(memory.contents().data() + at, 0xee, cluster);
         }
     }
     return memory.contents();

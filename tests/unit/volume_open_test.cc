@@ -187,11 +187,7 @@ TEST(VolumeOpen, RefusedFeatures) {
         {"imagic_inodes", [](auto& s) { s.s_feature_compat |= EXT2_FEATURE_COMPAT_IMAGIC_INODES; }},
         {"compression", incompat(EXT2_FEATURE_INCOMPAT_COMPRESSION)},
         {"external journal", incompat(EXT3_FEATURE_INCOMPAT_JOURNAL_DEV)},
-        {"tune2fs -O ^mmp", incompat(EXT4_FEATURE_INCOMPAT_MMP)},
         {"dirdata", incompat(EXT4_FEATURE_INCOMPAT_DIRDATA)},
-        {"inline_data", incompat(EXT4_FEATURE_INCOMPAT_INLINE_DATA)},
-        {"casefold", incompat(EXT4_FEATURE_INCOMPAT_CASEFOLD)},
-        {"bigalloc", ro_compat(EXT4_FEATURE_RO_COMPAT_BIGALLOC)},
         {"tune2fs -O ^quota", ro_compat(EXT4_FEATURE_RO_COMPAT_QUOTA)},
         {"tune2fs -O ^read-only", ro_compat(EXT4_FEATURE_RO_COMPAT_READONLY)},
         {"e2fsck -E unshare_blocks", ro_compat(EXT4_FEATURE_RO_COMPAT_SHARED_BLOCKS)},
@@ -211,14 +207,10 @@ TEST(VolumeOpen, RefusedFeaturesMadeByMke2fs) {
     const auto ext4 = [](const char* features, uint64_t size = kSize) {
         return make_ext4(size, {"-b", "4096", "-O", features});
     };
-    expect_refused(ext4("bigalloc"), EOPNOTSUPP, "bigalloc");
     expect_refused(ext4("quota"), EOPNOTSUPP, "quota");
-    expect_refused(ext4("inline_data"), EOPNOTSUPP, "inline_data");
-    expect_refused(ext4("mmp"), EOPNOTSUPP, "mmp");
-    expect_refused(ext4("casefold"), EOPNOTSUPP, "casefold");
+    expect_refused(ext4("mmp"), EOPNOTSUPP, "mmp");  // in memory; files: mmp_test.cc
     expect_refused(ext4("journal_dev,^has_journal"), EOPNOTSUPP, "external journal");
     expect_refused(ext4("^extents,^64bit"), EOPNOTSUPP, "extent");
-    expect_refused(make_ext4(64 << 20, {"-b", "65536"}), EOPNOTSUPP, "65536-byte blocks");
 }
 
 // What we do support, beyond the defaults.
@@ -228,6 +220,9 @@ TEST(VolumeOpen, SupportedFeatures) {
                                  "^metadata_csum,uninit_bg",
                                  "^metadata_csum,^uninit_bg",
                                  "^flex_bg",
+                                 "bigalloc",
+                                 "inline_data",
+                                 "casefold",
                                  "meta_bg,^resize_inode",
                                  "sparse_super2,^resize_inode",
                                  "encrypt",

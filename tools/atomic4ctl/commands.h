@@ -36,6 +36,7 @@ Result<int> run(const Context& context, const InfoCommand& command);
 struct RecoverCommand {
     std::string device;
     OnConflict policy = OnConflict::Keep;
+    bool clear_mmp = false;
 };
 Result<int> run(const Context& context, const RecoverCommand& command);
 

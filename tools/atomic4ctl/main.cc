@@ -152,6 +152,8 @@ int main_program(int argc, char** argv) {
         "--force", force, "replay conflicting records too, and empty a corrupt log");
     recover->add_flag("--discard", discard, "drop the records without replaying them")
         ->excludes(force_flag);
+    recover->add_flag("--clear-mmp", recover_options.clear_mmp,
+                      "take away the mark that a crash left in the MMP block");
     recover->add_option("DEVICE", recover_options.device, "an image file or a block device")
         ->required();
     recover->callback([&] {

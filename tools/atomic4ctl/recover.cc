@@ -11,7 +11,7 @@ Result<int> run(const Context& context, const RecoverCommand& command) {
     Progress progress("recovering");
     const ReplayReport report = A4_TRY(
         recover(A4_TRY(context.open_device(command.device, Access::ReadWrite, Sharing::Exclusive)),
-                command.policy));
+                command.policy, command.clear_mmp));
     progress.finish();
     warn_of_repairs(context, command.device, report.notices);
     if (context.json) {

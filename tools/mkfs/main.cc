@@ -50,8 +50,8 @@ int main_program(int argc, char** argv) {
             ->allow_extra_args(false)
             ->group("Passed on to mke2fs");
     };
-    pass("-b", "BLOCK-SIZE", "block size: 1024, 2048 or 4096");
-    pass("-C", "CLUSTER-SIZE", "cluster size (needs bigalloc, which atomic4 refuses)");
+    pass("-b", "BLOCK-SIZE", "block size: 1024, 2048, 4096; 65536: never mounted on x86");
+    pass("-C", "CLUSTER-SIZE", "cluster size (with -O bigalloc)");
     pass("-E", "EXTENDED", "extended options");
     pass("-g", "BLOCKS", "blocks per group");
     pass("-G", "GROUPS", "groups per flex group");

@@ -87,10 +87,7 @@ Result<> check_wishes(const MkfsCommand& command) {
     for (size_t i = 0; i + 1 < options.size(); ++i)
         A4_CHECK(check_option(options[i], options[i + 1]));
     const uint64_t block_size = command.block_size.value_or(1024);
-    if (block_size > 4096)
-        return fail(EOPNOTSUPP, "-b {}: atomic4 supports block sizes 1024, 2048 and 4096",
-                    block_size);
-    const uint64_t unit = command.unit.value_or(Bytes(kUnitDefault)).value();
+    const uint64_t unit = command.unit.value_or(Bytes(std::max(kUnitDefault, block_size))).value();
     if (!is_power_of_two(unit) || unit < block_size || unit > kUnitMax) {
         return fail(EINVAL, "-u {}: want a power of two from the block size to {}", unit,
                     format_size(Bytes(kUnitMax)));
@@ -231,7 +228,7 @@ Result<int> run(const Context& context, const MkfsCommand& command) {
             return fail(EINVAL, "{}: is empty: give the filesystem's SIZE", command.device);
     }
     EnableOptions options;
-    options.unit = command.unit.value_or(Bytes(kUnitDefault));
+    options.unit = command.unit.value_or(Bytes(0));  // the default for the block size
     options.log_size = command.log_size;
     // What can be wrong with these is said before there is a volume without them.
     const EnablePlan plan = A4_TRY(plan_enable(Bytes(command.block_size.value_or(1024)),
