@@ -44,7 +44,7 @@ same_options mkfs.atomic4 "$(help_options mkfs.atomic4)" "$(page_options <"$man/
 same_options atomic4ctl "$(help_options atomic4ctl)" "$(section atomic4ctl.8 '^.SH OPTIONS' | page_options)"
 same_options atomic4d "$(help_options atomic4d)" "$(section atomic4d.8 '^.SH OPTIONS' | page_options)"
 commands=$(atomic4ctl --help | sed -n '/^Subcommands/,$p' | awk '/^  [a-z]/ { print $1 }')
-is "$(wc -w <<<"$commands")" 15
+is "$(wc -w <<<"$commands")" 17
 for command in $commands; do
     same_options "atomic4ctl $command" \
         "$(help_options atomic4ctl "$command" | grep -vx -e -h -e --help || true)" \
@@ -98,6 +98,10 @@ expect_ok atomic4ctl -d vol.img prealloc /holes --size 0
 expect_ok atomic4ctl -d vol.img write /holes --offset 128K --from data
 keys_of map -d vol.img map /holes
 keys_of check -d vol.img check
+expect_ok atomic4ctl -d vol.img release /db
+keys_of adopt -d vol.img adopt /db
+keys_of release -d vol.img release /db
+expect_ok atomic4ctl -d vol.img adopt /db
 keys_of recover recover vol.img
 copy_image vol.img bad.img
 debugfs -w -R 'ea_rm /db trusted.atomic4.unit' bad.img >/dev/null 2>&1
