@@ -18,8 +18,9 @@ namespace atomic4 {
 
 namespace {
 
-constexpr uint64_t kPiece = uint64_t{4} << 20;  // bytes copied at a time
-constexpr uint64_t kMaxBlocks = 0xffffffff;     // of a file: lblk is 32 bits
+constexpr uint64_t kPiece = uint64_t{4} << 20;       // bytes copied at a time
+constexpr uint64_t kMaxBlocks = 0xffffffff;          // of a file: lblk is 32 bits
+constexpr const char* kInlineXattr = "system.data";  // the part of inline data beyond i_block
 constexpr const char* kHidden = "belongs to the volume itself";
 
 Result<> check_not_hidden(Volume& volume, ext2_ino_t number) {
@@ -34,13 +35,8 @@ Result<> check_not_hidden(Volume& volume, ext2_ino_t number) {
 
 Result<> check_adoptable(Volume& volume, FileState file) {
     A4_CHECK(check_not_hidden(volume, file.number));
-    if (LINUX_S_ISREG(file.inode.i_mode) && (file.inode.i_flags & EXT4_INLINE_DATA_FL) != 0) {
-        return fail(EOPNOTSUPP,
-                    "inode {}: its data is in the inode itself (inline_data): make it longer than "
-                    "that, or copy it to a volume without that feature",
-                    file.number);
-    }
-    // It will get one.
+    // They will be put right.
+    file.inode.i_flags &= ~EXT4_INLINE_DATA_FL;
     if (file.generation == 0) file.generation = 1;
     return check_file(volume, file);
 }
@@ -60,8 +56,7 @@ class Adoption {
                             static_cast<uint64_t>(EXT2FS_CLUSTER_RATIO(volume.fs())))) {}
 
     Result<AdoptReport> run() {
-        old_ = A4_TRY(read_blocks(volume_, file_));
-        plan_ = plan_layout(old_.mappings, granule_);
+        A4_CHECK(read_old());
         A4_CHECK(check_length());
         if (is_done()) return report(false);
         volume_.preallocations().release_all();
@@ -77,6 +72,32 @@ class Adoption {
     }
 
   private:
+    // What is in the inode itself moves to a unit of its own.
+    Result<> read_old() {
+        if (!is_inline()) {
+            old_ = A4_TRY(read_blocks(volume_, file_));
+            plan_ = plan_layout(old_.mappings, granule_);
+            return {};
+        }
+        // More than the inode's size it can't be; the library doesn't ask how long the memory is.
+        inline_.resize(std::max<size_t>(block_, EXT2_INODE_SIZE(fs_->super)));
+        size_t length = 0;
+        A4_CHECK(check_errcode(
+            ext2fs_inline_data_get(fs_, file_.number, &file_.inode, inline_.data(), &length),
+            fmt::format("inline data of inode {}", file_.number)));
+        if (length > inline_.size() || file_.size.value() > length) {
+            return fail(EUCLEAN,
+                        "inode {}: {} bytes, of which {} are in the inode: the volume needs "
+                        "e2fsck",
+                        file_.number, file_.size, length);
+        }
+        inline_.resize(file_.size.value());
+        if (!inline_.empty()) plan_ = {{Lblk(0), granule_, true, Pblk(0)}};
+        return {};
+    }
+
+    bool is_inline() const { return (file_.inode.i_flags & EXT4_INLINE_DATA_FL) != 0; }
+
     Result<> check_length() const {
         if (!plan_.empty() && plan_.back().end().value() > kMaxBlocks)
             return fail(EFBIG, "with units of {} it would need blocks beyond number {}", unit_,
@@ -155,6 +176,11 @@ class Adoption {
     Result<> stage_tree(ext2_inode& inode) {
         const auto cluster = static_cast<uint64_t>(EXT2FS_CLUSTER_RATIO(fs_));
         const uint64_t moved = blocks_moved();
+        if (is_inline()) {
+            A4_CHECK(write_xattr(fs_, file_.number, kInlineXattr, std::nullopt));
+            A4_CHECK(check_errcode(ext2fs_read_inode(fs_, file_.number, &inode), kInlineXattr));
+            inode.i_flags &= ~EXT4_INLINE_DATA_FL;
+        }
         uint64_t old_data = 0;
         for (const PblkRun& run : whole_clusters(volume_, moved_runs()))
             old_data += run.length.value();
@@ -235,7 +261,8 @@ class Adoption {
         const Lblk end = lblk + run.length;
         while (old != old_.mappings.cend() && old->end() <= lblk) ++old;
         buffer_.assign(run.length.value() * block_, std::byte{0});
-        bool any = false;
+        bool any = !inline_.empty();
+        std::memcpy(buffer_.data(), inline_.data(), inline_.size());
         for (auto it = old; it != old_.mappings.cend() && it->lblk < end; ++it) {
             if (it->state != MapState::Written) continue;
             const Lblk from = std::max(it->lblk, lblk);
@@ -311,6 +338,7 @@ class Adoption {
     Lblk eof_;
     Blocks granule_;
     FileBlocks old_;
+    std::vector<std::byte> inline_;  // all of the file, if it is in the inode
     std::vector<Stretch> plan_;
     std::optional<Pblk> xattr_block_;  // the old one
     std::vector<std::byte> buffer_;

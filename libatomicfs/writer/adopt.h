@@ -1,7 +1,8 @@
 // Adopting: giving a file that exists the layout of an atomic one; and releasing it again.
 //
 // adopt_file() takes any regular file that may have atomic writes (write_rules.h): with extents or
-// indirect blocks, with holes, unwritten blocks, blocks beyond EOF, from whatever program. Then
+// indirect blocks or its data in the inode (inline_data), with holes, unwritten blocks, blocks
+// beyond EOF, from whatever program. Then
 //   - the invariant of layout.h holds for the unit. Units that are in one aligned run already stay
 //     where they are and are not copied; the others move as a whole (ext4/layout_plan.h). A unit
 //     that is one hole stays one; where a unit has any block, all of it has, zeros filled in;
@@ -40,7 +41,7 @@ struct AdoptReport {
 
 // unit: by default the one that the file has, else the volume's. EINVAL (unit, not a regular file),
 // EISDIR, EPERM (the log, the lock, the volume's own inodes, append-only, immutable), EOPNOTSUPP
-// (encrypted, verity, compressed, inline data), EIO (data=journal), EFBIG, ENOSPC, EUCLEAN
+// (encrypted, verity, compressed), EIO (data=journal), EFBIG, ENOSPC, EUCLEAN
 // (damage), EBUSY: the log holds records.
 Result<AdoptReport> adopt_file(Volume& volume, ext2_ino_t number, std::optional<Bytes> unit);
 

@@ -357,6 +357,44 @@ TEST_F(AdoptTest, XattrsLinksAndTimesStay) {
     }
 }
 
+// Data in the inode: in i_block, and in an xattr beyond that.
+TEST_F(AdoptTest, InlineData) {
+    const TempDir dir;
+    std::mt19937_64 random(3);
+    const Image plain = make_ext4(16 << 20, {"-b", "1024", "-I", "256", "-O", "inline_data"});
+    if (const auto opened = try_open(plain, OpenFor::Write); code_of(opened) == EOPNOTSUPP)
+        GTEST_SKIP() << opened.error().message;
+    MemoryDevice memory(plain);
+    must(enable(*open_volume(memory), {}));
+    for (const size_t size : {0, 1, 50, 60, 61, 100, 120}) {
+        for (const uint64_t unit : {uint64_t{1024}, kUnit}) {
+            SCOPED_TRACE(testing::Message() << size << " bytes, unit " << unit);
+            const Image bytes = random_bytes(size, random);
+            store_image(bytes, dir.file("bytes"));
+            open(debugfs(memory.contents(), {"write " + dir.file("bytes") + " f"}));
+            const ext2_ino_t number = must(lookup(*volume, "/f"));
+            ASSERT_NE(state(number).inode.i_flags & EXT4_INLINE_DATA_FL, 0u);
+            const Looks before = looks(number, "/f");
+            // (Of less than 60 bytes in an inode debugfs dumps 60.)
+            ASSERT_TRUE(std::equal(bytes.begin(), bytes.end(), before.content.begin()));
+            const AdoptReport report = must(adopt_file(*volume, number, Bytes(unit)));
+            EXPECT_EQ(report.units_mapped, size == 0 ? 0u : 1u);
+            const FileState file = state(number);
+            EXPECT_EQ(file.inode.i_flags & EXT4_INLINE_DATA_FL, 0u);
+            EXPECT_TRUE(file.extent_mapped());
+            EXPECT_NE(file.generation, 0u);
+            EXPECT_EQ(file.unit, Bytes(unit));
+            EXPECT_TRUE(looks(number, "/f").content == bytes);
+            EXPECT_TRUE(content(number) == bytes);
+            EXPECT_EQ(looks(number, "/f").attributes, before.attributes);
+            EXPECT_TRUE(faults(number, unit).empty());
+            EXPECT_EQ(must(read_xattr(volume->fs(), number, "system.data")), std::nullopt);
+            EXPECT_EQ(fsck_complaints(image()), "");
+            EXPECT_FALSE(must(adopt_file(*volume, number, Bytes(unit))).changed);
+        }
+    }
+}
+
 // Checksums of extent blocks go by the generation.
 TEST_F(AdoptTest, GenerationZero) {
     open_default();
@@ -461,15 +499,6 @@ TEST_F(AdoptTest, RefusesWhatTakesNoAtomicWrites) {
     for (const uint64_t unit : {uint64_t{0}, block / 2, uint64_t{3000}, kUnitMax * 2})
         expect_refused(number, Bytes(unit), EINVAL, "want a power of two");
     EXPECT_TRUE(must(adopt_file(*volume, number, std::nullopt)).changed);
-}
-
-TEST_F(AdoptTest, RefusesInlineData) {
-    open_default();
-    const ext2_ino_t number = craft("/f", 10, 0, {});
-    edit_inode(number, [](ext2_inode& inode) {
-        inode.i_flags = (inode.i_flags & ~EXT4_EXTENTS_FL) | EXT4_INLINE_DATA_FL;
-    });
-    expect_refused(number, Bytes(kUnit), EOPNOTSUPP, "inline_data");
 }
 
 TEST_F(AdoptTest, RefusesWhileRecordsAreLive) {
