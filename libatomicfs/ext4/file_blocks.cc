@@ -11,7 +11,7 @@ namespace {
 
 constexpr uint64_t kFileEnd = uint64_t{1} << 32;  // lblk has 32 bits
 
-// The runs of [first, end) that a group's metadata are, whatever group they lie in.
+// A group's metadata, in whatever group they lie (flex_bg).
 void add_metadata(ext2_filsys fs, dgrp_t group, std::vector<PblkRun>& runs) {
     const auto add = [&](uint64_t start, uint64_t length) {
         if (length > 0) runs.push_back({Pblk(start), Blocks(length)});

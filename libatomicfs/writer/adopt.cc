@@ -44,10 +44,10 @@ Result<> check_adoptable(Volume& volume, FileState file) {
 // One file's way from its old layout to the new one.
 class Adoption {
   public:
-    Adoption(Volume& volume, FileState file, Bytes unit)
+    Adoption(Volume& volume, const FileState& file, Bytes unit)
         : volume_(volume),
           fs_(volume.fs()),
-          file_(std::move(file)),
+          file_(file),
           unit_(unit),
           block_(volume.block_size().value()),
           eof_((file_.size.value() + block_ - 1) / block_),
@@ -356,13 +356,13 @@ Result<AdoptReport> adopt_file(Volume& volume, ext2_ino_t number, std::optional<
                     "atomic4ctl recover first");
     }
     if (!volume.attr()) return fail(EINVAL, "not an atomic4 volume: run atomic4ctl enable first");
-    FileState file = A4_TRY(read_file(volume, number));
+    const FileState file = A4_TRY(read_file(volume, number));
     A4_CHECK(check_adoptable(volume, file));
     if (!unit) {
         const bool own = file.unit && check_unit(volume, *file.unit).has_value();
         unit = own ? *file.unit : volume.attr()->unit;
     }
-    return Adoption(volume, std::move(file), *unit).run();
+    return Adoption(volume, file, *unit).run();
 }
 
 Result<bool> release_if_atomic(Volume& volume, ext2_ino_t number) {
