@@ -284,33 +284,48 @@ Result<> set_mapping(Volume& volume, ext2_ino_t number, ext2_inode* inode, Lblk 
     return check_errcode(ext2fs_write_inode(volume.fs(), number, inode), what);
 }
 
-Result<> map_empty_file(Volume& volume, ext2_ino_t number, ext2_inode* inode,
-                        std::span<const PblkRun> runs, Blocks written_blocks) {
+Result<> build_tree(Volume& volume, ext2_ino_t number, ext2_inode* inode,
+                    std::span<const Mapping> mappings) {
     const auto handle = A4_TRY(open_tree(volume, number, inode));
-    uint64_t lblk = 0;
-    for (const PblkRun& run : runs) {
+    const std::string what = fmt::format("extent tree of inode {}", number);
+    bool first = true;
+    for (const Mapping& mapping : mappings) {
+        if (mapping.state == MapState::Hole) continue;
+        const bool written = mapping.state == MapState::Written;
         uint64_t done = 0;
-        while (done < run.length.value()) {
-            const bool written = lblk < written_blocks.value();
-            uint64_t n = std::min<uint64_t>(run.length.value() - done,
-                                            written ? kMaxWritten : kMaxUnwritten);
-            if (written) n = std::min(n, written_blocks.value() - lblk);
+        while (done < mapping.length.value()) {
+            const uint64_t n = std::min<uint64_t>(mapping.length.value() - done,
+                                                  written ? kMaxWritten : kMaxUnwritten);
             ext2fs_extent extent{};
-            extent.e_lblk = lblk;
-            extent.e_pblk = run.start.value() + done;
+            extent.e_lblk = mapping.lblk.value() + done;
+            extent.e_pblk = mapping.pblk.value() + done;
             extent.e_len = static_cast<uint32_t>(n);
             extent.e_flags = written ? 0 : EXT2_EXTENT_FLAGS_UNINIT;
-            A4_CHECK(
-                check_errcode(ext2fs_extent_insert(
-                                  handle.get(), lblk == 0 ? 0 : EXT2_EXTENT_INSERT_AFTER, &extent),
-                              fmt::format("extent tree of inode {}", number)));
-            A4_CHECK(check_errcode(ext2fs_extent_fix_parents(handle.get()),
-                                   fmt::format("extent tree of inode {}", number)));
-            lblk += n;
+            const int flags = first ? 0 : EXT2_EXTENT_INSERT_AFTER;
+            A4_CHECK(check_errcode(ext2fs_extent_insert(handle.get(), flags, &extent), what));
+            A4_CHECK(check_errcode(ext2fs_extent_fix_parents(handle.get()), what));
+            first = false;
             done += n;
         }
     }
     return {};
+}
+
+Result<> map_empty_file(Volume& volume, ext2_ino_t number, ext2_inode* inode,
+                        std::span<const PblkRun> runs, Blocks written_blocks) {
+    std::vector<Mapping> mappings;
+    Lblk lblk(0);
+    for (const PblkRun& run : runs) {
+        const Lblk end = lblk + run.length;
+        const Lblk split = std::clamp(Lblk(written_blocks.value()), lblk, end);
+        if (split > lblk) mappings.push_back({lblk, split - lblk, run.start, MapState::Written});
+        if (end > split) {
+            mappings.push_back(
+                {split, end - split, run.start + (split - lblk), MapState::Unwritten});
+        }
+        lblk = end;
+    }
+    return build_tree(volume, number, inode, mappings);
 }
 
 Result<std::vector<Pblk>> tree_blocks(Volume& volume, ext2_ino_t number, ext2_inode inode) {

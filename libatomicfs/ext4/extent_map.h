@@ -36,6 +36,12 @@ Result<std::vector<Mapping>> map_range(Volume& volume, ext2_ino_t number, ext2_i
 Result<> set_mapping(Volume& volume, ext2_ino_t number, ext2_inode* inode, Lblk lblk, PblkRun run,
                      MapState state);
 
+// Gives an inode without a mapping (i_block all zero) these, in ascending order; holes are passed
+// over. Extents are as long as the format allows. The tree's own blocks are counted in i_blocks,
+// the others by the caller.
+Result<> build_tree(Volume& volume, ext2_ino_t number, ext2_inode* inode,
+                    std::span<const Mapping> mappings);
+
 // Maps an empty file to the runs, from logical block 0 on: written up to written_blocks, unwritten
 // beyond. Extents are as long as the format allows.
 Result<> map_empty_file(Volume& volume, ext2_ino_t number, ext2_inode* inode,

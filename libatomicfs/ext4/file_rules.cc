@@ -41,8 +41,8 @@ Result<> check_file_rules(const FileFacts& file) {
     }
     if (file.generation == 0) {
         return fail(EOPNOTSUPP,
-                    "{}: has generation 0, so the log could not tell it from a later file: copy "
-                    "the file, or give it one with chattr -v (without metadata_csum)",
+                    "{}: has generation 0, so the log could not tell it from a later file: "
+                    "atomic4ctl adopt gives it one",
                     what);
     }
     return {};

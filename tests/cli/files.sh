@@ -270,10 +270,10 @@ chmod 644 vol.img
 expect_ok atomic4ctl --version
 out_has '^atomic4ctl [0-9]+\.[0-9]+'
 expect_ok atomic4ctl --help
-for command in enable disable info recover ls prealloc status check map write read; do
+for command in enable disable info recover ls prealloc adopt release status check map write read; do
     out_has "^  $command "
 done
-for command in enable disable info recover ls prealloc status check map write read; do
+for command in enable disable info recover ls prealloc adopt release status check map write read; do
     expect_ok atomic4ctl $command --help
     out_has "Usage: atomic4ctl $command"
 done

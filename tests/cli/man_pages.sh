@@ -50,7 +50,7 @@ for program in mount.atomic4 umount.atomic4; do
         "$(section $program.8 '^.SH OPTIONS' | page_options)"
 done
 commands=$(atomic4ctl --help | sed -n '/^Subcommands/,$p' | awk '/^  [a-z]/ { print $1 }')
-is "$(wc -w <<<"$commands")" 16
+is "$(wc -w <<<"$commands")" 18
 for command in $commands; do
     same_options "atomic4ctl $command" \
         "$(help_options atomic4ctl "$command" | grep -vx -e -h -e --help || true)" \
@@ -135,6 +135,10 @@ expect_ok atomic4ctl -d vol.img prealloc /holes --size 0
 expect_ok atomic4ctl -d vol.img write /holes --offset 128K --from data
 keys_of map -d vol.img map /holes
 keys_of check -d vol.img check
+expect_ok atomic4ctl -d vol.img release /db
+keys_of adopt -d vol.img adopt /db
+keys_of release -d vol.img release /db
+expect_ok atomic4ctl -d vol.img adopt /db
 keys_of recover recover vol.img
 copy_image vol.img bad.img
 debugfs -w -R 'ea_rm /db trusted.atomic4.unit' bad.img >/dev/null 2>&1

@@ -288,6 +288,53 @@ TEST(NthFaultCommand, Prealloc) {
     }
 }
 
+// Whether a file has flag and unit, and the layout that goes with them.
+Result<bool> is_adopted(Image& image, const std::string& path) {
+    ImageDevice device(image);
+    const auto volume = open_volume(device, OpenFor::Read, true);
+    const FileState file = A4_TRY(read_file(*volume, A4_TRY(lookup(*volume, path))));
+    const LayoutReport layout = A4_TRY(check_layout(*volume, file, Bytes(kUnit)));
+    return file.atomic && file.unit == Bytes(kUnit) && layout.problems == 0;
+}
+
+TEST(NthFaultCommand, Adopt) {
+    for (const size_t i : {kMixed, kTree}) {
+        const FaultFiles files = make_fault_files(true);
+        const std::string path = files.models[i].path;
+        CommandCase it{.name = "atomic4ctl adopt " + path, .image = files.image};
+        it.program = [path](const Context& context) {
+            return run(context, AdoptCommand{"image", path, Bytes(kUnit)});
+        };
+        keeps(it, files.models, [path](Image& image) -> std::string {
+            const auto adopted = is_adopted(image, path);
+            if (!adopted) return adopted.error().message;
+            return *adopted ? "" : "the file is not adopted";
+        });
+        it.unchanged = [path](Image& image) -> std::string {
+            const auto adopted = is_adopted(image, path);
+            if (!adopted) return adopted.error().message;
+            return *adopted ? "the file is adopted" : "";
+        };
+        run_with_every_fault(it);
+    }
+}
+
+TEST(NthFaultCommand, Release) {
+    const FaultFiles files = make_fault_files(true);
+    const std::string path = files.models[kAtomic].path;
+    CommandCase it{.name = "atomic4ctl release", .image = files.image};
+    it.program = [path](const Context& context) {
+        return run(context, ReleaseCommand{"image", path});
+    };
+    keeps(it, files.models, [path](Image& image) -> std::string {
+        ImageDevice device(image);
+        const auto volume = open_volume(device, OpenFor::Read, true);
+        const FileState file = must(read_file(*volume, must(lookup(*volume, path))));
+        return file.atomic || file.unit ? "the file is not released" : "";
+    });
+    run_with_every_fault(it);
+}
+
 struct WriteCase {
     const char* name;
     size_t file;

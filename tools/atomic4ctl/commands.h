@@ -56,6 +56,19 @@ struct PreallocCommand {
 };
 Result<int> run(const Context& context, const PreallocCommand& command);
 
+struct AdoptCommand {
+    std::string device;
+    std::string path;
+    std::optional<Bytes> unit;  // default: the file's, else the volume's
+};
+Result<int> run(const Context& context, const AdoptCommand& command);
+
+struct ReleaseCommand {
+    std::string device;
+    std::string path;
+};
+Result<int> run(const Context& context, const ReleaseCommand& command);
+
 struct StatusCommand {
     std::string device;  // empty: through a daemon
     std::string path;

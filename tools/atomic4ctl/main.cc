@@ -193,6 +193,19 @@ int main_program(int argc, char** argv) {
     prealloc->add_option("PATH", prealloc_options.path, "the file, inside the volume")->required();
     in_device(prealloc, prealloc_options);
 
+    AdoptCommand adopt_options;
+    CLI::App* adopt = add("adopt", "give an existing file aligned units");
+    add_size(
+        adopt, "--unit", [&](Bytes size) { adopt_options.unit = size; },
+        "the file's unit (the one it has, else the volume's default)");
+    adopt->add_option("PATH", adopt_options.path, "the file, inside the volume")->required();
+    in_device(adopt, adopt_options);
+
+    ReleaseCommand release_options;
+    CLI::App* release = add("release", "make an atomic file an ordinary one again");
+    release->add_option("PATH", release_options.path, "the file, inside the volume")->required();
+    in_device(release, release_options);
+
     StatusCommand status_options;
     on_file(add("status", "a file's limits, layout and engine"), status_options);
 

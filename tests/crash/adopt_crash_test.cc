@@ -1,0 +1,261 @@
+// A power cut at every moment of adopting a file.
+//
+// Whatever is left: the volume opens and e2fsck repairs it; the file's contents are what they were,
+// and its xattrs; its layout is the old one or the new one, never a mixture; adopting it again
+// completes it. Other files are untouched.
+#include <gtest/gtest.h>
+
+#include "ext4/format.h"
+#include "ext4/layout_plan.h"
+#include "ext4/path.h"
+#include "ext4/transaction.h"
+#include "ext4/xattr.h"
+#include "support/bytes.h"
+#include "support/crash_scenario.h"
+#include "support/fault_driver.h"
+#include "support/results.h"
+#include "writer/adopt.h"
+
+namespace atomic4::test {
+namespace {
+
+constexpr uint64_t kUnit = 16384;
+constexpr size_t kImagesPerFsck = 2;
+const std::string kOthers(500, 'x');  // an xattr that needs a block of its own
+
+enum class Kind { Extents, Tree, Indirect, Again };
+
+struct Case {
+    const char* name;
+    uint64_t block;
+    Kind kind;
+};
+
+void PrintTo(const Case& it, std::ostream* out) {
+    *out << it.name;
+}
+
+struct Start {
+    Image image;
+    FileModel file;
+    FileModel bystander;
+    std::vector<Mapping> old;
+};
+
+Result<std::unique_ptr<Volume>> open_any(Device& device, OpenFor purpose) {
+    VolumeOptions options;
+    options.purpose = purpose;
+    return Volume::open(borrowed(device), options);
+}
+
+std::vector<Mapping> mapping_of_file(Volume& volume, const FileState& file) {
+    return joined(must(map_range(volume, file.number, file.inode, Lblk(0), Blocks(1 << 20))));
+}
+
+// The same blocks in an indirect map, as an ext3 would have them. Direct and indirect ones.
+void make_indirect(Volume& volume, ext2_ino_t number) {
+    const FileState file = must(read_file(volume, number));
+    const uint64_t block = volume.block_size().value();
+    std::vector<uint32_t> blocks(12 + block / 4);
+    for (const Mapping& m : must(map_range(volume, number, file.inode, Lblk(0), Blocks(64)))) {
+        for (uint64_t i = 0; m.state == MapState::Written && i < m.length.value(); ++i)
+            blocks[m.lblk.value() + i] = static_cast<uint32_t>(m.pblk.value() + i);
+    }
+    Transaction transaction(volume);
+    ext2_inode inode = file.inode;
+    const Pblk indirect = must(volume.allocator().allocate(0, Pblk(0))).start;
+    std::memset(inode.i_block, 0, sizeof inode.i_block);
+    std::copy_n(blocks.begin(), 12, inode.i_block);
+    inode.i_block[EXT2_IND_BLOCK] = static_cast<uint32_t>(indirect.value());
+    inode.i_flags &= ~EXT4_EXTENTS_FL;
+    must(volume.device().write(ByteOffset(indirect.value() * block),
+                               std::as_bytes(std::span(blocks).subspan(12))));
+    if (ext2fs_iblk_add_blocks(volume.fs(), &inode, 1) != 0 ||
+        ext2fs_write_inode(volume.fs(), number, &inode) != 0)
+        throw std::runtime_error("can't write the inode");
+    must(transaction.commit());
+}
+
+Start prepare(const Case& it) {
+    std::mt19937_64 random(it.block);
+    const std::string per_group = it.block == 1024 ? "1024" : "256";
+    std::vector<std::string> arguments{"-b", std::to_string(it.block), "-g", per_group, "-N", "64"};
+    if (it.block == 4096) arguments.insert(arguments.end(), {"-O", "^has_journal"});
+    // Without room for xattrs in the inode: the unit goes where the others are.
+    if (it.kind == Kind::Tree) arguments.insert(arguments.end(), {"-I", "128"});
+    Start start;
+    start.image = make_atomic4(4 << 20, arguments);
+    ImageDevice device(start.image);
+    const auto volume = must(open_any(device, OpenFor::Write));
+    start.bystander = make_file(*volume, "/bystander", 8 * it.block, {{0, 3}, {3, 5}}, random);
+    // Misaligned, in pieces, with holes and unwritten blocks; the tree needs a leaf in one case.
+    std::vector<Piece> pieces{{0, 5}, {5, 3}, {21, 4}};
+    if (it.kind != Kind::Indirect) pieces.push_back({25, 6, MapState::Unwritten});
+    if (it.kind == Kind::Tree || it.kind == Kind::Again) {
+        for (uint64_t i = 0; i < 5; ++i) pieces.push_back({40 + 20 * i, 2});
+    }
+    const uint64_t last = pieces.back().lblk + pieces.back().length;
+    start.file = make_file(*volume, "/file", last * it.block - 100, pieces, random);
+    const ext2_ino_t number = start.file.inode;
+    {
+        Transaction transaction(*volume);
+        must(write_xattr(volume->fs(), number, "user.other", kOthers));
+        must(transaction.commit());
+    }
+    // What is left of the last block is zero, as the kernel keeps it.
+    const auto runs = must(map_range(*volume, number, must(read_file(*volume, number)).inode,
+                                     Lblk(last - 1), Blocks(1)));
+    if (runs[0].state == MapState::Written)
+        must(volume->device().zero(ByteOffset((runs[0].pblk.value() + 1) * it.block - 100),
+                                   Bytes(100)));
+    if (it.kind == Kind::Indirect) make_indirect(*volume, number);
+    if (it.kind == Kind::Again) must(adopt_file(*volume, number, Bytes(2 * it.block)));
+    start.old = mapping_of_file(*volume, must(read_file(*volume, number)));
+    return start;
+}
+
+Result<AdoptReport> adopt(Device& device, const Start& start) {
+    const OpenVolume opened = A4_TRY(open_for_writing(borrowed(device)));
+    return adopt_file(*opened.volume, start.file.inode, Bytes(kUnit));
+}
+
+std::string same_bytes(Volume& volume, const FileModel& model, bool generation_too = true) {
+    const auto file = read_file(volume, model.inode,
+                                generation_too ? std::optional(model.generation) : std::nullopt);
+    if (!file) return model.path + ": " + file.error().message;
+    if (file->size != Bytes(model.bytes.size())) return model.path + ": its size has changed";
+    const uint64_t block = volume.block_size().value();
+    Image bytes(round_up(model.bytes.size(), block));
+    const auto mapped =
+        map_range(volume, file->number, file->inode, Lblk(0), Blocks(bytes.size() / block));
+    if (!mapped) return model.path + ": " + mapped.error().message;
+    for (const Mapping& m : *mapped) {
+        if (m.state != MapState::Written) continue;
+        must(volume.device().read(
+            ByteOffset(m.pblk.value() * block),
+            std::span(bytes).subspan(m.lblk.value() * block, m.length.value() * block)));
+    }
+    bytes.resize(model.bytes.size());
+    return bytes == model.bytes ? std::string() : model.path + ": its bytes have changed";
+}
+
+// What holds before the power comes back, after e2fsck, and at the end.
+std::string judge_files(Image& image, const Start& start, bool* is_new) {
+    ImageDevice device(image);
+    const auto opened = open_any(device, OpenFor::Read);
+    if (!opened) return opened.error().message;
+    Volume& volume = **opened;
+    for (const FileModel* model : {&start.file, &start.bystander}) {
+        if (auto wrong = same_bytes(volume, *model); !wrong.empty()) return wrong;
+    }
+    const auto other = read_xattr(volume.fs(), start.file.inode, "user.other");
+    if (!other) return "xattrs: " + other.error().message;
+    if (*other != kOthers) return "an xattr has changed";
+    const auto file = read_file(volume, start.file.inode);
+    if (!file) return file.error().message;
+    const auto layout = check_layout(volume, *file, Bytes(kUnit));
+    if (!layout) return layout.error().message;
+    *is_new = file->atomic && file->unit == Bytes(kUnit) && layout->problems == 0;
+    if (!*is_new && mapping_of_file(volume, *file) != start.old)
+        return "a layout that is neither the old nor the new one";
+    return {};
+}
+
+std::string judge(Image& image, const Start& start, bool e2fsck_first) {
+    bool is_new = false;
+    if (auto wrong = judge_files(image, start, &is_new); !wrong.empty()) return wrong;
+    if (e2fsck_first) {
+        const bool was_new = is_new;
+        const Fsck fsck = e2fsck(image, {"-fy"}, &image);
+        if (fsck.status > 1) return "e2fsck can't repair it: " + fsck.output;
+        if (auto rest = fsck_complaints(image); !rest.empty()) return "after a repair: " + rest;
+        if (auto wrong = judge_files(image, start, &is_new); !wrong.empty())
+            return "after e2fsck: " + wrong;
+        if (is_new != was_new) return "e2fsck has changed the layout";
+    }
+    ImageDevice device(image);
+    auto again = adopt(device, start);
+    if (!again && again.error().code == EUCLEAN && !e2fsck_first) {
+        // The cut has left a bitmap that doesn't match its checksum, and no other group has room.
+        if (again.error().message.find("e2fsck") == std::string::npos)
+            return "the message gives no advice: " + again.error().message;
+        return judge(image, start, true);
+    }
+    if (!again) return "adopt again: " + again.error().message;
+    if (again->changed == is_new) return "adopt again doesn't know what there is to do";
+    if (auto wrong = judge_files(image, start, &is_new); !wrong.empty())
+        return "adopted again: " + wrong;
+    if (!is_new) return "adopted again, and yet the layout is the old one";
+    if (!e2fsck_first) return {};
+    const auto rest = fsck_complaints(image);
+    return rest.empty() ? std::string() : "at the end: " + rest;
+}
+
+constexpr Case kCases[] = {
+    {"block1024_extents", 1024, Kind::Extents},   {"block4096_extents", 4096, Kind::Extents},
+    {"block1024_tree", 1024, Kind::Tree},         {"block4096_tree", 4096, Kind::Tree},
+    {"block1024_indirect", 1024, Kind::Indirect}, {"block4096_indirect", 4096, Kind::Indirect},
+    {"block1024_another_unit", 1024, Kind::Again}};
+
+class AdoptCrash : public ::testing::TestWithParam<Case> {};
+
+TEST_P(AdoptCrash, EveryMoment) {
+    const Start start = prepare(GetParam());
+    ASSERT_EQ(fsck_complaints(start.image), "");
+    CrashDevice device(start.image);
+    const auto done = adopt(device, start);
+    ASSERT_TRUE(done) << done.error().message;
+    ASSERT_TRUE(done->changed);
+    const int fates = long_run() ? 64 : 16;  // none kept, all kept, and random ones
+    std::mt19937_64 random(GetParam().block);
+    Image image;
+    size_t images = 0;
+    int failures = 0;
+    for (size_t event = 0; event <= device.events() && failures < 3; ++event) {
+        for (int i = 0; i < fates; ++i) {
+            const uint64_t fate = i < 2 ? static_cast<uint64_t>(i) : random();
+            device.image_after(event, fate, image);
+            const auto wrong = judge(image, start, ++images % kImagesPerFsck == 0);
+            if (wrong.empty()) continue;
+            ADD_FAILURE() << "event " << event << " of " << device.events() << " ("
+                          << device.describe(event) << "), fate " << fate << ": " << wrong;
+            if (++failures == 3) break;
+        }
+    }
+    RecordProperty("images", static_cast<int>(images));
+}
+
+// Every I/O fails once: the right result, or an error and the file as it was.
+TEST_P(AdoptCrash, EveryFault) {
+    const Start start = prepare(GetParam());
+    FaultOperation operation;
+    operation.name = std::string("adopt ") + GetParam().name;
+    operation.image = start.image;
+    operation.run = [&](Device& device) -> Result<> {
+        A4_TRY(adopt(device, start));
+        return {};
+    };
+    operation.right = [&](Image& image) -> std::string {
+        bool is_new = false;
+        auto wrong = judge_files(image, start, &is_new);
+        if (wrong.empty() && !is_new) wrong = "not adopted";
+        return wrong;
+    };
+    operation.intact = [&](Image& image) {
+        bool is_new = false;
+        return judge_files(image, start, &is_new);
+    };
+    operation.unchanged = [&](Image& image) -> std::string {
+        bool is_new = false;
+        auto wrong = judge_files(image, start, &is_new);
+        if (wrong.empty() && is_new) wrong = "an error, and yet it is adopted";
+        return wrong;
+    };
+    run_with_every_fault(operation);
+}
+
+INSTANTIATE_TEST_SUITE_P(Files, AdoptCrash, ::testing::ValuesIn(kCases),
+                         [](const auto& info) { return std::string(info.param.name); });
+
+}  // namespace
+}  // namespace atomic4::test
