@@ -415,7 +415,7 @@ TEST(NthFaultCommand, Map) {
     for (const char* path : {"/atomic", "/tree"}) {
         look_with_every_fault(looking(
             std::string("map ") + path, image,
-            [=](const Context& context) { return run(context, MapCommand{"image", path}); }));
+            [=](const Context& context) { return run(context, MapCommand{"image", path, {}, {}}); }));
     }
 }
 
