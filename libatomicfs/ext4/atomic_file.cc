@@ -46,6 +46,7 @@ void fill_new_inode(ext2_filsys fs, FullInode& full, uint16_t mode, uint32_t uid
 Result<> check_not_ours(Volume& volume, ext2_ino_t directory) {
     constexpr int kDeepest = 4096;  // damaged trees have loops
     const auto look_up = [&](ext2_ino_t in, std::string_view name) -> Result<ext2_ino_t> {
+        A4_CHECK(check_directory(volume.fs(), in));
         ext2_ino_t found = 0;
         const errcode_t code = ext2fs_lookup(volume.fs(), in, name.data(),
                                              static_cast<int>(name.size()), nullptr, &found);

@@ -60,6 +60,9 @@ int errno_of(errcode_t code) {
         case EXT2_ET_EA_BAD_VALUE_SIZE:
         case EXT2_ET_EA_BAD_VALUE_OFFSET:
         case EXT2_ET_BAD_BLOCK_NUM:
+        case EXT2_ET_BAD_EA_BLOCK_NUM:
+        case EXT2_ET_EXPAND_DIR_ERR:
+        case EXT2_ET_EXTENT_INVALID_LENGTH:
             return EUCLEAN;
         default:
             return EIO;

@@ -2,7 +2,26 @@
 
 #include <algorithm>
 
+#include "ext4/errcode.h"
+
 namespace atomic4 {
+
+// Whether the inode itself says that it is in use. What lies beyond the used part of the table was
+// perhaps never written.
+Result<bool> InodeAllocator::has_links(uint32_t group, uint32_t bit) const {
+    const uint32_t per_group = fs_->super->s_inodes_per_group;
+    if (ext2fs_has_group_desc_csum(fs_) &&
+        (ext2fs_bg_flags_test(fs_, group, EXT2_BG_INODE_UNINIT) ||
+         bit >= per_group - std::min<uint32_t>(ext2fs_bg_itable_unused(fs_, group), per_group)))
+        return false;
+    const ext2_ino_t number = group * per_group + bit + 1;
+    ext2_inode inode{};
+    const errcode_t code = ext2fs_read_inode(fs_, number, &inode);
+    // A free inode's checksum protects nothing.
+    if (code != EXT2_ET_INODE_CSUM_INVALID)
+        A4_CHECK(check_errcode(code, fmt::format("inode {}", number)));
+    return inode.i_links_count != 0;
+}
 
 Result<ext2_ino_t> InodeAllocator::allocate(ext2_ino_t parent, bool directory) {
     const uint32_t per_group = fs_->super->s_inodes_per_group;
@@ -21,6 +40,15 @@ Result<ext2_ino_t> InodeAllocator::allocate(ext2_ino_t parent, bool directory) {
         const uint32_t first = EXT2_FIRST_INODE(fs_->super);
         for (uint32_t bit = base < first ? first - base : 0; bit < per_group; ++bit) {
             if (((*bits)[bit / 8] >> (bit % 8) & 1) != 0) continue;
+            if (A4_TRY(has_links(group, bit))) {
+                const Error why{EUCLEAN, fmt::format("group {}: the inode bitmap calls inode {} "
+                                                     "free, which is in use: the volume needs "
+                                                     "e2fsck",
+                                                     group, base + bit)};
+                bitmaps_.mark_damaged(group, why);
+                damaged.emplace(group, why);
+                break;
+            }
             // As the kernel does: a group with inodes has a real block bitmap too.
             if (auto done = block_bitmaps_.initialise(group); !done) {
                 if (!block_bitmaps_.is_damaged(group)) return fail(std::move(done).error());

@@ -2,7 +2,8 @@
 //
 // libext2fs's own allocator needs whole-volume bitmaps; this one reads one group at a time
 // (group_bitmaps.h). First fit from the parent's group on, as ext2fs_new_inode does. Groups whose
-// bitmaps are damaged are left out; an inode freed in one stays marked as in use.
+// bitmaps are damaged are left out, also one that calls an inode free which has links; an inode
+// freed in one stays marked as in use.
 #pragma once
 
 #include <ext2fs/ext2fs.h>
@@ -27,6 +28,8 @@ class InodeAllocator {
     Result<bool> in_use(ext2_ino_t inode);
 
   private:
+    Result<bool> has_links(uint32_t group, uint32_t bit) const;
+
     ext2_filsys fs_;
     GroupBitmaps& bitmaps_;
     GroupBitmaps& block_bitmaps_;

@@ -152,7 +152,10 @@ errcode_t IoAdapter::read(io_channel channel, unsigned long long block, int coun
     const auto done =
         device_.read(ByteOffset(block * size),
                      std::span(static_cast<std::byte*>(data), bytes_of(channel, count)));
-    return done ? 0 : keep(done.error());
+    if (done) return 0;
+    // Beyond the device's end: what named that block is damaged.
+    const errcode_t code = keep(done.error());
+    return code == EINVAL ? EUCLEAN : code;
 }
 
 errcode_t IoAdapter::write(io_channel channel, unsigned long long block, int count,

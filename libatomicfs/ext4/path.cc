@@ -43,11 +43,24 @@ static int atomic4_list_entry(ext2_ino_t, int entry, ext2_dir_entry* dirent, int
 }
 
 Result<std::vector<DirectoryEntry>> list(Volume& volume, ext2_ino_t directory) {
+    A4_CHECK(check_directory(volume.fs(), directory));
     Listing listing{volume.fs(), {}};
     A4_CHECK(check_errcode(
         ext2fs_dir_iterate2(volume.fs(), directory, 0, nullptr, atomic4_list_entry, &listing),
         fmt::format("directory inode {}", directory)));
     return std::move(listing.entries);
+}
+
+// libext2fs's iteration proves the entries' lengths; what it leaves is names of no length, which
+// e2fsck takes a block with apart for.
+Result<> check_entries(Volume& volume, ext2_ino_t directory) {
+    for (const DirectoryEntry& entry : A4_TRY(list(volume, directory))) {
+        if (entry.name.empty() || entry.inode > volume.fs()->super->s_inodes_count) {
+            return fail(EUCLEAN, "directory inode {}: an entry is damaged: the volume needs e2fsck",
+                        directory);
+        }
+    }
+    return {};
 }
 
 Result<> touch_directory(Volume& volume, ext2_ino_t directory) {
@@ -162,6 +175,7 @@ class Walk {
 
     Result<> step(const std::string& name, std::string& left) {
         A4_CHECK(search_(current_).context(path_));
+        A4_CHECK(check_directory(volume_.fs(), current_).context(path_));
         const ext2_ino_t found = A4_TRY(find_name(volume_, current_, name, path_));
         if (found == 0) return fail(Error::from_errno(ENOENT, path_));
         ext2_inode inode{};
@@ -218,6 +232,17 @@ class Walk {
 
 }  // namespace
 
+Result<> check_directory(ext2_filsys fs, ext2_ino_t directory) {
+    ext2_inode inode{};
+    const std::string what = fmt::format("directory inode {}", directory);
+    A4_CHECK(check_errcode(ext2fs_read_inode(fs, directory, &inode), what));
+    if (!LINUX_S_ISDIR(inode.i_mode) || (inode.i_flags & EXT4_EXTENTS_FL) == 0) return {};
+    ext2_extent_handle_t handle = nullptr;
+    A4_CHECK(check_errcode(ext2fs_extent_open2(fs, directory, &inode, &handle), what));
+    ext2fs_extent_free(handle);
+    return {};
+}
+
 Result<ext2_ino_t> lookup(Volume& volume, const std::string& path) {
     return lookup(volume, path, [](ext2_ino_t) -> Result<> { return {}; });
 }
@@ -247,6 +272,7 @@ Result<NewName> lookup_new(Volume& volume, const std::string& path) {
     if (!LINUX_S_ISDIR(inode.i_mode)) return fail(ENOTDIR, "{}: not a directory", parent);
     if ((inode.i_flags & EXT4_ENCRYPT_FL) != 0)
         return fail(EOPNOTSUPP, "{}: encrypted directories are not supported", parent);
+    A4_CHECK(check_entries(volume, where.directory).context(path));
     const ext2_ino_t existing = A4_TRY(find_name(volume, where.directory, where.name, path));
     if (existing != 0) {
         A4_CHECK(check_errcode(ext2fs_read_inode(volume.fs(), existing, &inode), path));

@@ -10,6 +10,11 @@
 
 namespace atomic4 {
 
+// EUCLEAN: the directory's extent tree can't be opened. libext2fs takes such a directory for an
+// empty one, so whoever looks a name up with it asks here first. (Anything but a directory is left
+// to the lookup.)
+Result<> check_directory(ext2_filsys fs, ext2_ino_t directory);
+
 // Follows symbolic links inside the volume. ENOENT, ENOTDIR, ELOOP with the path. As for the
 // kernel, repeated slashes are one, and what a slash follows is a directory; and in a casefolded
 // directory a name is found by any spelling that folds to the same.
@@ -27,7 +32,8 @@ struct NewName {
 };
 // The directory and name that a path would create: EEXIST if it is there already, ENOENT if the
 // directory isn't, EOPNOTSUPP if it is casefolded, EINVAL for "", "/", "." and "..", EISDIR if a
-// slash follows, ENAMETOOLONG.
+// slash follows, ENAMETOOLONG; EUCLEAN if the directory has entries that can't be: a new one would
+// be put between them.
 Result<NewName> lookup_new(Volume& volume, const std::string& path);
 
 // Adds a directory entry and sets the directory's times; the operation is the caller's.

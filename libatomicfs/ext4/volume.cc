@@ -9,6 +9,7 @@
 #include "ext4/errcode.h"
 #include "ext4/features.h"
 #include "ext4/format.h"
+#include "ext4/path.h"
 #include "ext4/xattr.h"
 
 namespace atomic4 {
@@ -410,6 +411,7 @@ Result<ext2_ino_t> Volume::lock_inode() {
     if (lock_inode_) return *lock_inode_;
     ext2_ino_t inode = EXT2_ROOT_INO;
     for (const std::string_view name : {kDirectoryName, kLockName}) {
+        A4_CHECK(check_directory(fs_, inode).context(name));
         const errcode_t code =
             ext2fs_lookup(fs_, inode, name.data(), static_cast<int>(name.size()), nullptr, &inode);
         if (code == EXT2_ET_FILE_NOT_FOUND || code == EXT2_ET_NO_DIRECTORY) {

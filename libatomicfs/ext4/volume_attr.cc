@@ -81,6 +81,8 @@ Result<VolumeAttr> VolumeAttr::parse(std::string_view text) {
                            : key == "log"   ? &log
                                             : nullptr;
         if (seen == nullptr) {
+            // Between two spaces: written again, it might not be read again.
+            if (word.empty()) continue;
             attr.unknown.emplace_back(word);
             continue;
         }

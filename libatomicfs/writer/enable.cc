@@ -35,6 +35,7 @@ struct Entry {
 
 Result<std::optional<Entry>> find(Volume& volume, ext2_ino_t directory, const std::string& name) {
     Entry entry;
+    A4_CHECK(check_directory(volume.fs(), directory));
     const errcode_t code = ext2fs_lookup(volume.fs(), directory, name.c_str(),
                                          static_cast<int>(name.size()), nullptr, &entry.number);
     if (code == EXT2_ET_FILE_NOT_FOUND) return std::optional<Entry>{};
@@ -45,6 +46,7 @@ Result<std::optional<Entry>> find(Volume& volume, ext2_ino_t directory, const st
 
 Result<std::vector<std::string>> names_in(Volume& volume, ext2_ino_t directory) {
     std::vector<std::string> names;
+    A4_CHECK(check_directory(volume.fs(), directory));
     A4_CHECK(check_errcode(
         ext2fs_dir_iterate2(
             volume.fs(), directory, 0, nullptr,
@@ -81,22 +83,6 @@ Result<bool> is_unfinished(Volume& volume, const Entry& directory) {
     return ours;
 }
 
-// What remove_parts will remove must be ours: looked at before anything is changed.
-Result<> check_parts(Volume& volume) {
-    const auto directory = A4_TRY(find(volume, EXT2_ROOT_INO, kDirectoryName));
-    if (!directory || directory->dangling()) return {};
-    if (!LINUX_S_ISDIR(directory->inode.i_mode))
-        return fail(EEXIST, "/{} exists and is not a directory: move it away", kDirectoryName);
-    for (const char* name : {kLogName, kLockName}) {
-        const auto file = A4_TRY(find(volume, directory->number, name));
-        if (file && !file->dangling() && !LINUX_S_ISREG(file->inode.i_mode)) {
-            return fail(EEXIST, "/{}/{} exists and is not a regular file: move it away",
-                        kDirectoryName, name);
-        }
-    }
-    return {};
-}
-
 // Whether /.atomic4/log and lock are where they belong. The attribute can stand without them: names
 // are written last.
 Result<bool> parts_are_named(Volume& volume) {
@@ -129,6 +115,32 @@ Result<> stage_remove(Volume& volume, ext2_ino_t directory, const char* name, co
         return check_errcode(ext2fs_write_inode(volume.fs(), entry.number, &inode), name);
     }
     return stage_delete(volume, entry.number);
+}
+
+// What remove_parts will remove must be ours, and such that it can be removed: looked at before
+// anything is changed.
+Result<> check_parts(Volume& volume) {
+    const auto directory = A4_TRY(find(volume, EXT2_ROOT_INO, kDirectoryName));
+    if (!directory || directory->dangling()) return {};
+    if (!LINUX_S_ISDIR(directory->inode.i_mode))
+        return fail(EEXIST, "/{} exists and is not a directory: move it away", kDirectoryName);
+    for (const char* name : {kLogName, kLockName}) {
+        const auto file = A4_TRY(find(volume, directory->number, name));
+        if (file && !file->dangling() && !LINUX_S_ISREG(file->inode.i_mode)) {
+            return fail(EEXIST, "/{}/{} exists and is not a regular file: move it away",
+                        kDirectoryName, name);
+        }
+    }
+    // Damaged metadata may fail only when it is changed: tried, and dropped.
+    Transaction rehearsal(volume);
+    A4_CHECK(volume.stage_attr(std::nullopt));
+    for (const char* name : {kLogName, kLockName}) {
+        const auto file = A4_TRY(find(volume, directory->number, name));
+        if (file) A4_CHECK(stage_remove(volume, directory->number, name, *file));
+    }
+    if (A4_TRY(names_in(volume, directory->number)).empty())
+        A4_CHECK(stage_remove(volume, EXT2_ROOT_INO, kDirectoryName, *directory));
+    return {};
 }
 
 // Removes attribute, log, lock and /.atomic4: after an interrupted enable, or to disable. Other

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Builds the fuzz targets (fuzz_*.cc) with clang and libFuzzer, and runs each on its corpus.
 #
-#   run.sh [--keep] [SECONDS [TARGET...]]     60 seconds each, all targets: message reply session
+#   run.sh [--keep] [SECONDS [TARGET...]]     60 seconds each, all targets (fuzz_TARGET.cc)
 #   run.sh [--keep] TARGET:SECONDS...
 #
 # --keep adds what was found interesting to the corpus (in minimal form). An input that fails is left
-# as crash-* in the current directory. The sources that a target needs are named in its head, by
-# lines "sources:", from libatomicfs/ on, or from the root. Exits with 77 without clang++-19.
+# as crash-* in the current directory. What a target needs is named in its head: by lines "sources:"
+# files, or patterns of them, from libatomicfs/ on, or from the root; by "libraries:" what to link.
+# Exits with 77 without clang++-19.
 set -euo pipefail
 here=$(dirname "$(readlink -f "$0")")
 source=$here/../..
@@ -50,16 +51,24 @@ for target in "${targets[@]}"; do
     main=$here/fuzz_$target.cc
     objects=()
     units=("$main")
-    for unit in $(sed -n "s|^// sources: *||p" "$main"); do
-        [ -e "$source/$unit" ] || unit=libatomicfs/$unit
-        units+=("$source/$unit")
+    for pattern in $(set -f && sed -n "s|^// sources: *||p" "$main"); do
+        # shellcheck disable=SC2206
+        found=("$source"/$pattern)
+        # shellcheck disable=SC2206
+        [ -e "${found[0]}" ] || found=("$source/libatomicfs"/$pattern)
+        units+=("${found[@]}")
     done
+    libraries=()
+    for library in $(sed -n "s|^// libraries: *||p" "$main"); do libraries+=("$library"); done
     for unit in "${units[@]}"; do
-        object=$work/$target-$(basename "$unit" .cc).o
-        "${compiler[@]}" "${flags[@]}" -c "$unit" -o "$object"
-        objects+=("$object")
+        object=$(realpath -m --relative-to "$source" "$unit")
+        objects+=("$work/${object//\//-}.o")
     done
-    "$clang" "${flags[@]}" "${objects[@]}" -o "$work/$target"
+    # What another target has compiled already is there.
+    for i in "${!units[@]}"; do
+        [ -e "${objects[$i]}" ] || printf '%s\0-o%s\0' "${units[$i]}" "${objects[$i]}"
+    done | xargs -0 -r -n 2 -P "$(nproc)" sh -c '"$@"' - "${compiler[@]}" "${flags[@]}" -c
+    "$clang" "${flags[@]}" "${objects[@]}" "${libraries[@]}" -o "$work/$target"
     mkdir -p "$work/found-$target"
     echo "fuzzing $target for $time s"
     # The corpus in the tree is only read.

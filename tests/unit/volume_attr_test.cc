@@ -92,5 +92,12 @@ TEST(VolumeAttr, Damage) {
                 HasSubstr("use a newer atomic4"));
 }
 
+// Two of them at the end were one less after each writing.
+TEST(VolumeAttr, EmptyWordsAreDropped) {
+    const std::string log = "log=12:5:00112233445566778899aabbccddeeff";
+    const auto attr = must(VolumeAttr::parse("version=1  unit=16384 " + log + "   later=key  "));
+    EXPECT_EQ(attr.to_text(), "version=1 unit=16384 " + log + " later=key");
+}
+
 }  // namespace
 }  // namespace atomic4::test

@@ -146,4 +146,25 @@ struct FreezeCommand {
 };
 Result<int> run(const Context& context, const FreezeCommand& command);
 
+// An error that is about the volume, and in whose message neither it nor the path is named, with
+// its name in front.
+template <class Command>
+Result<int> naming_volume(const Command& command, Result<int> result) {
+    if (result || command.device.empty()) return result;
+    const Error& error = result.error();
+    const auto names = [&](const std::string& text) {
+        return !text.empty() && error.message.find(text) != error.message.npos;
+    };
+    if (error.code != EUCLEAN && error.code != EIO && error.code != ESTALE &&
+        error.code != EOPNOTSUPP)
+        return result;
+    if (names(command.device)) return result;
+    if constexpr (requires { names(command.path); }) {
+        if (names(command.path)) return result;
+    } else if constexpr (requires { names(*command.path); }) {
+        if (command.path && names(*command.path)) return result;
+    }
+    return std::move(result).context(command.device);
+}
+
 }  // namespace atomic4::tools

@@ -90,7 +90,7 @@ int main_program(int argc, char** argv) {
             ->required();
         command->callback([&, command] {
             no_daemon(command->get_name().c_str());
-            action = [&] { return run(context, options); };
+            action = [&] { return naming_volume(options, run(context, options)); };
         });
     };
     const auto in_device = [&](CLI::App* command, auto& options) {
@@ -98,7 +98,7 @@ int main_program(int argc, char** argv) {
             no_daemon(command->get_name().c_str());
             if (device.empty()) throw CLI::RequiredError("-d IMAGE|DEVICE");
             options.device = device;
-            action = [&] { return run(context, options); };
+            action = [&] { return naming_volume(options, run(context, options)); };
         });
     };
     // On a file of an unmounted volume, or through a daemon.
@@ -110,7 +110,7 @@ int main_program(int argc, char** argv) {
         command->callback([&] {
             options.device = device;
             options.socket = socket;
-            action = [&] { return run(context, options); };
+            action = [&] { return naming_volume(options, run(context, options)); };
         });
     };
     const auto on_daemon = [&](CLI::App* command, auto& options) {
@@ -161,7 +161,7 @@ int main_program(int argc, char** argv) {
         recover_options.policy = force     ? OnConflict::Force
                                  : discard ? OnConflict::Discard
                                            : OnConflict::Keep;
-        action = [&] { return run(context, recover_options); };
+        action = [&] { return naming_volume(recover_options, run(context, recover_options)); };
     });
 
     LsCommand ls_options;
