@@ -71,7 +71,8 @@ Result<std::vector<Mapping>> map_extents(Volume& volume, ext2_ino_t number, ext2
         const Lblk start(extent.e_lblk);
         if (start >= end) break;
         if (extent.e_pblk + extent.e_len > volume_blocks ||
-            extent.e_pblk < volume.fs()->super->s_first_data_block || extent.e_len == 0) {
+            extent.e_pblk < volume.fs()->super->s_first_data_block || extent.e_len == 0 ||
+            volume.fixed_blocks().overlap(extent.e_pblk, extent.e_len)) {
             return fail(EUCLEAN, "{}: extent {}+{} at impossible block {}: the volume needs e2fsck",
                         what, extent.e_lblk, extent.e_len, extent.e_pblk);
         }

@@ -404,6 +404,11 @@ const InodeTables& Volume::inode_tables() {
     return *inode_tables_;
 }
 
+const FixedBlocks& Volume::fixed_blocks() {
+    if (!fixed_blocks_) fixed_blocks_.emplace(fs_);
+    return *fixed_blocks_;
+}
+
 Result<> Volume::usable() const {
     if (poisoned_) return fail(Error(*poisoned_));
     if (adapter_.latched()) {
