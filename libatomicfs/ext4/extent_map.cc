@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <optional>
 
 #include "ext4/errcode.h"
 
@@ -63,6 +64,7 @@ Result<std::vector<Mapping>> map_extents(Volume& volume, ext2_ino_t number, ext2
     if (code == 0 || code == EXT2_ET_EXTENT_NOT_FOUND)
         code = ext2fs_extent_get(handle.get(), EXT2_EXTENT_CURRENT, &extent);
     Lblk at = first;
+    std::optional<Mapping> last;
     while (code == 0 && at < end) {
         if ((extent.e_flags & EXT2_EXTENT_FLAGS_LEAF) == 0) {
             code = ext2fs_extent_get(handle.get(), EXT2_EXTENT_NEXT_LEAF, &extent);
@@ -79,8 +81,13 @@ Result<std::vector<Mapping>> map_extents(Volume& volume, ext2_ino_t number, ext2
         const Mapping whole{start, Blocks(extent.e_len), Pblk(extent.e_pblk),
                             (extent.e_flags & EXT2_EXTENT_FLAGS_UNINIT) != 0 ? MapState::Unwritten
                                                                              : MapState::Written};
-        // After a goto, NEXT_LEAF comes by the extents of the first leaf once more: what ends
-        // before at has been seen (and one that reaches beyond end has ended the loop).
+        // After a goto, NEXT_LEAF comes by the extents of the first leaf once more.
+        if (last && last->lblk < start && start < last->end())
+            return fail(EUCLEAN, "{}: overlapping extents at {}: the volume needs e2fsck", what,
+                        start);
+        last = whole;
+        // So what ends before at has been seen (and one that reaches beyond end has ended the
+        // loop).
         if (whole.end() > at) {
             const Mapping part = clip(whole, first, end);
             if (part.lblk < at)
