@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <optional>
 
 #include "ext4/errcode.h"
 
@@ -63,6 +64,7 @@ Result<std::vector<Mapping>> map_extents(Volume& volume, ext2_ino_t number, ext2
     if (code == 0 || code == EXT2_ET_EXTENT_NOT_FOUND)
         code = ext2fs_extent_get(handle.get(), EXT2_EXTENT_CURRENT, &extent);
     Lblk at = first;
+    std::optional<Mapping> last;
     while (code == 0 && at < end) {
         if ((extent.e_flags & EXT2_EXTENT_FLAGS_LEAF) == 0) {
             code = ext2fs_extent_get(handle.get(), EXT2_EXTENT_NEXT_LEAF, &extent);
@@ -71,15 +73,21 @@ Result<std::vector<Mapping>> map_extents(Volume& volume, ext2_ino_t number, ext2
         const Lblk start(extent.e_lblk);
         if (start >= end) break;
         if (extent.e_pblk + extent.e_len > volume_blocks ||
-            extent.e_pblk < volume.fs()->super->s_first_data_block || extent.e_len == 0) {
+            extent.e_pblk < volume.fs()->super->s_first_data_block || extent.e_len == 0 ||
+            volume.fixed_blocks().overlap(extent.e_pblk, extent.e_len)) {
             return fail(EUCLEAN, "{}: extent {}+{} at impossible block {}: the volume needs e2fsck",
                         what, extent.e_lblk, extent.e_len, extent.e_pblk);
         }
         const Mapping whole{start, Blocks(extent.e_len), Pblk(extent.e_pblk),
                             (extent.e_flags & EXT2_EXTENT_FLAGS_UNINIT) != 0 ? MapState::Unwritten
                                                                              : MapState::Written};
-        // After a goto, NEXT_LEAF comes by the extents of the first leaf once more: what ends
-        // before at has been seen (and one that reaches beyond end has ended the loop).
+        // After a goto, NEXT_LEAF comes by the extents of the first leaf once more.
+        if (last && last->lblk < start && start < last->end())
+            return fail(EUCLEAN, "{}: overlapping extents at {}: the volume needs e2fsck", what,
+                        start);
+        last = whole;
+        // So what ends before at has been seen (and one that reaches beyond end has ended the
+        // loop).
         if (whole.end() > at) {
             const Mapping part = clip(whole, first, end);
             if (part.lblk < at)

@@ -1,8 +1,9 @@
 // Where a file's blocks are, and changing it.
 //
 // Reading works for extent-mapped and indirect files; changing only for extent-mapped ones. Every
-// mapping read from disk is proved to lie inside the volume and in ascending order; anything else
-// is EUCLEAN. Files with inline data have no blocks: EOPNOTSUPP.
+// mapping read from disk is proved to lie inside the volume and in ascending order, an extent also
+// to claim no block of the volume's own metadata; anything else is EUCLEAN. Files with inline data
+// have no blocks: EOPNOTSUPP.
 //
 // Changes belong to a Transaction. They update the inode passed in and write it (staged); the
 // caller sets sizes and times and writes it again.

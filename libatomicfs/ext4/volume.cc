@@ -436,6 +436,11 @@ Result<> Volume::keep_mmp() {
     return kept;
 }
 
+const FixedBlocks& Volume::fixed_blocks() {
+    if (!fixed_blocks_) fixed_blocks_.emplace(fs_);
+    return *fixed_blocks_;
+}
+
 Result<> Volume::usable() const {
     if (poisoned_) return fail(Error(*poisoned_));
     if (adapter_.latched()) {

@@ -26,6 +26,7 @@
 #include "device/device.h"
 #include "device/staging_device.h"
 #include "ext4/aligned_allocator.h"
+#include "ext4/fixed_blocks.h"
 #include "ext4/group_bitmaps.h"
 #include "ext4/inode_allocator.h"
 #include "ext4/inode_prealloc.h"
@@ -118,6 +119,7 @@ class Volume {
     GroupBitmaps& block_bitmaps() { return *block_bitmaps_; }
     GroupBitmaps& inode_bitmaps() { return *inode_bitmaps_; }
     const InodeTables& inode_tables();
+    const FixedBlocks& fixed_blocks();
     GroupDescriptors& descriptors() { return descriptors_.value(); }
     IoAdapter& adapter() { return adapter_; }
 
@@ -158,6 +160,7 @@ class Volume {
     std::optional<SuperblockProof> superblock_proof_;  // if the primary has a bad checksum
     std::optional<GroupDescriptors> descriptors_;
     std::optional<InodeTables> inode_tables_;
+    std::optional<FixedBlocks> fixed_blocks_;
     std::unique_ptr<GroupBitmaps> block_bitmaps_;
     std::unique_ptr<GroupBitmaps> inode_bitmaps_;
     std::unique_ptr<AlignedAllocator> allocator_;

@@ -151,7 +151,8 @@ std::set<std::string> complaints_of(const Image& image) {
 
 // What can't be told from the damage, or is documented (RECOVERY.md), and is no work for e2fsck
 // that it didn't have:
-bool follows_from(const std::string& damage, const std::string& complaint) {
+bool follows_from(const std::string& damage, const std::set<std::string>& before,
+                  const std::string& complaint) {
     const auto is_about = [&](const char* text) { return damage.find(text) != damage.npos; };
     // What is given back in a group whose bitmap is damaged stays in use; so does an xattr block
     // that says that others share it.
@@ -160,12 +161,18 @@ bool follows_from(const std::string& damage, const std::string& complaint) {
                is_about("h_refcount");
     // A file that says that it has more names loses one.
     if (complaint.starts_with("Unattached")) return is_about("i_links_count");
-    // With checksums that hold, an extent can claim blocks that are free by their bitmap: those
-    // that e2fsck will find claimed twice are the damaged file's.
+    // With checksums that hold, an extent can claim what another file has: what is written to the
+    // one is then found in the other. Not so with the volume's own metadata.
     if (is_about("extent tree of") || is_about("i_block")) {
+        const auto said = [&](const char* text) {
+            return std::ranges::any_of(before, [&](const std::string& complaint) {
+                return complaint.find(text) != complaint.npos;
+            });
+        };
+        if (said("conflicts with critical metadata")) return false;
         static const std::regex claimed(
             "ultiply-claimed|^\\(There are|^File /|^\t/|^Running additional passes");
-        return std::regex_search(complaint, claimed);
+        return said("ultiply-claimed") || std::regex_search(complaint, claimed);
     }
     return false;
 }
@@ -260,7 +267,8 @@ class Judge {
         if (worse.empty()) return worse;
         if (!before_) before_ = complaints_of(scratch_);
         for (const std::string& complaint : *before_) worse.erase(complaint);
-        std::erase_if(worse, [&](const std::string& text) { return follows_from(damage_, text); });
+        std::erase_if(
+            worse, [&](const std::string& text) { return follows_from(damage_, *before_, text); });
         return worse;
     }
     void judge(const OverlayDevice& device) {

@@ -91,6 +91,42 @@ TEST_F(FoundDamage, DisableFindsOutBeforeItReleasesAnything) {
     expect_unchanged(memory);
 }
 
+TEST_F(FoundDamage, AnExtentThatClaimsAnInodeTableIsNotWritten) {
+    const auto places = base.places(DamageArea::ExtentNode);
+    const auto place =
+        std::ranges::find(places, "extent tree of /db: node entry 0: ee_start", &DamagePlace::name);
+    uint32_t now = 0;
+    std::memcpy(&now, base.image.data() + place->bytes.offset, sizeof now);
+    const uint32_t table = [&] {
+        MemoryDevice memory(base.image);
+        return static_cast<uint32_t>(ext2fs_inode_table_loc(open_volume(memory)->fs(), 0));
+    }();
+    std::vector<uint64_t> bits;
+    for (uint64_t bit = 0; bit < 32; ++bit) {
+        if (((now ^ table) >> bit & 1) != 0) bits.push_back(bit);
+    }
+    Mutant{"", &*place, bits, true}.apply(base.image);
+    MemoryDevice memory(base.image);
+    auto writer = must(AtomicWriter::open(must(open_for_writing(borrowed(memory)))));
+    const ext2_ino_t db = must(lookup(writer->volume(), "/db"));
+    const auto page = filled(base.unit, 1);
+    const auto written =
+        writer->write({db, must(writer->file(db)).generation, ByteOffset(0), page});
+    EXPECT_EQ(code_of(written), EUCLEAN);
+    EXPECT_THAT(message_of(written), HasSubstr("at impossible block"));
+    expect_unchanged(memory);
+}
+
+TEST_F(FoundDamage, AnExtentThatCoversOthersIsSeen) {
+    damage(DamageArea::ExtentNode, "extent tree of /db: node entry 1: ee_len", {6});
+    MemoryDevice memory(base.image);
+    const auto volume = open_volume(memory, OpenFor::Read, true);
+    const FileState db = must(read_file(*volume, must(lookup(*volume, "/db"))));
+    const auto mapped = map_range(*volume, db.number, db.inode, Lblk(0), Blocks(1000));
+    EXPECT_EQ(code_of(mapped), EUCLEAN);
+    EXPECT_THAT(message_of(mapped), HasSubstr("overlapping extents"));
+}
+
 TEST_F(FoundDamage, APointerBeyondTheVolumeIsDamageAndNoWrongArgument) {
     damage(DamageArea::Inode, "inode of /.atomic4: i_block 5", {30});
     MemoryDevice memory(base.image);
