@@ -6,9 +6,9 @@ set -eu
 packages="g++ cmake ninja-build ccache pkg-config e2fsprogs libext2fs-dev comerr-dev libblkid-dev
           libfmt-dev libspdlog-dev libexpected-dev libcli11-dev nlohmann-json3-dev libisal-dev
           libgtest-dev libgmock-dev liburing-dev libsystemd-dev mount util-linux procps strace
-          xfsprogs btrfs-progs"
+          libfuse3-dev xfsprogs btrfs-progs"
 if [ "${1:-}" = test ]; then
-    packages="$packages libfuse3-dev acl attr systemd python3 jq fdisk mandoc clang-19 libclang-rt-19-dev clang-tidy-19 clang-format-19 git"
+    packages="$packages acl attr systemd python3 jq fdisk mandoc clang-19 libclang-rt-19-dev clang-tidy-19 clang-format-19 git"
 fi
 
 missing=
