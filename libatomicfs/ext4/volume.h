@@ -51,8 +51,8 @@ struct VolumeOptions {
     // To replay the redo log: while the needs-replay bit is set, recorded errors and damage
     // elsewhere are no obstacle.
     bool recovering = false;
-    // Take away the mark that a crash of atomic4 or e2fsck left in the MMP block (mmp.h). Only where
-    // somebody has said that it was one.
+    // Take away the mark that a crash of atomic4 or e2fsck left in the MMP block (mmp.h). Only
+    // where somebody has said that it was one.
     bool clear_mmp = false;
     // Look at every superblock copy even where there are thousands (superblock_copies.h): for
     // enable and disable.

@@ -413,9 +413,10 @@ TEST(NthFaultCommand, Ls) {
 TEST(NthFaultCommand, Map) {
     const Image image = make_fault_files(true).image;
     for (const char* path : {"/atomic", "/tree"}) {
-        look_with_every_fault(looking(
-            std::string("map ") + path, image,
-            [=](const Context& context) { return run(context, MapCommand{"image", path, {}, {}}); }));
+        look_with_every_fault(
+            looking(std::string("map ") + path, image, [=](const Context& context) {
+                return run(context, MapCommand{"image", path, {}, {}});
+            }));
     }
 }
 

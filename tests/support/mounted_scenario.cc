@@ -32,8 +32,8 @@ T must(Result<T> result) {
 Image volume(MountedScenario::Journal journal) {
     EnableOptions options;
     options.log_size = Bytes(kMiB + kMiB / 16);
-    std::vector<std::string> mke2fs{
-        "-b", "4096", "-N", "128", "-E", "lazy_itable_init=0,lazy_journal_init=0"};
+    std::vector<std::string> mke2fs{"-b",  "4096", "-N",
+                                    "128", "-E",   "lazy_itable_init=0,lazy_journal_init=0"};
     if (journal == MountedScenario::Journal::Without)
         mke2fs.insert(mke2fs.end(), {"-O", "^has_journal"});
     Image image = make_atomic4(16 * kMiB, mke2fs, options);

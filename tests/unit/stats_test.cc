@@ -159,10 +159,11 @@ TEST(Stats, Json) {
     EXPECT_EQ(json["groups"]["count"], 11);
     EXPECT_EQ(json["groups"]["sizes"],
               nlohmann::json({{"1", 2}, {"2", 1}, {"4", 2}, {"8", 2}, {"16", 1}, {"65536", 3}}));
-    EXPECT_EQ(
-        json["log"],
-        nlohmann::json(
-            {{"used", 8192}, {"capacity", 1 << 20}, {"live_records", 7}, {"late_writes", 5}, {"retired_records", 4}}));
+    EXPECT_EQ(json["log"], nlohmann::json({{"used", 8192},
+                                           {"capacity", 1 << 20},
+                                           {"live_records", 7},
+                                           {"late_writes", 5},
+                                           {"retired_records", 4}}));
     EXPECT_EQ(json["errors"], nlohmann::json({{"EIO", 1}, {"EINVAL", 2}, {"other", 5}}));
     EXPECT_EQ(json["flushes"]["count"], 1);
     EXPECT_EQ(json["refused"], 1);
