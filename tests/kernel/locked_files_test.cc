@@ -129,7 +129,7 @@ TEST_P(LockedFilesTest, PlainWritesWaitWithoutTheOthers) {
     EXPECT_TRUE(driver_->write(other, kMiB, std::span(bytes_).subspan(0, kMiB)));
     OtherProcess opener(path("other"));
     opener.begin('w');
-    driver_->run_until([&] { return opener.answered(); });
+    until_answered(opener);
     EXPECT_EQ(opener.result(), '+');
     EXPECT_TRUE(driver_->write(other, 0, std::span(bytes_).subspan(0, kMiB)));
     EXPECT_TRUE(lock.held());
@@ -152,7 +152,7 @@ void LockedFilesTest::expect_opener_goes_first(uint64_t each) {
     size_t left = 0;
     openers_->on_allow = [&] { left = unanswered(answers); };
     lock.release();
-    driver_->run_until([&] { return opener.answered(); });
+    until_answered(opener);
     EXPECT_EQ(opener.result(), '+');
     // The last to make way for it is answered just afterwards.
     EXPECT_GT(left, 1u);

@@ -340,7 +340,7 @@ TEST_P(MountedNativeTest, CollisionsWithOthersAreNoFaultOfTheDevice) {
     const FileRef file = must_open();
     OtherProcess writer(path());
     writer.begin('w');
-    driver_->run_until([&] { return writer.answered(); });
+    until_answered(writer);
     ASSERT_EQ(writer.result(), '+');
     ASSERT_EQ(limits(file).ack, Ack::Strict);
     const auto cache = [&](int64_t at) {

@@ -101,12 +101,16 @@ class ServedTarget : public ::testing::TestWithParam<EventLoop::Backend> {
         bytes.resize(static_cast<size_t>(std::max<ssize_t>(n, 0)));
         return bytes;
     }
-    // As the process that runs the loop can't wait for its own answer.
-    char other_step(OtherProcess& other, char step) {
-        other.begin(step);
+    // Its answer alone wakes the loop, if nothing else does.
+    void until_answered(const OtherProcess& other) {
         const auto poll = loop_->poll(other.answers(), POLLIN, [](int) {});
         driver_->run_until([&] { return other.answered(); });
         loop_->unpoll(poll);
+    }
+    // As the process that runs the loop can't wait for its own answer.
+    char other_step(OtherProcess& other, char step) {
+        other.begin(step);
+        until_answered(other);
         return other.result();
     }
 
