@@ -7,6 +7,7 @@
 #include <sys/mount.h>
 #include <sys/stat.h>
 
+#include <array>
 #include <atomic>
 #include <condition_variable>
 #include <cstring>
@@ -160,10 +161,15 @@ TEST(ForeignDescriptor, AServerThatDoesNotAnswerHoldsNobodyUp) {
 TEST(ForeignDescriptor, OrdinaryOnes) {
     close_foreign(UniqueFd(), kUser);
     EXPECT_EQ(foreign_pending(kUser), 0u);
-    const int number = ::open("/dev/null", O_RDONLY | O_CLOEXEC);
-    close_foreign(UniqueFd(number), kUser);
+    // Its number may be another's at once; the pipe's other end knows.
+    std::array<int, 2> ends{};
+    ASSERT_EQ(::pipe2(ends.data(), O_CLOEXEC | O_NONBLOCK), 0);
+    const UniqueFd reader(ends[0]);
+    char byte = 0;
+    ASSERT_EQ(::read(reader.get(), &byte, 1), -1);
+    close_foreign(UniqueFd(ends[1]), kUser);
     while (foreign_pending(kUser) != 0) std::this_thread::yield();
-    EXPECT_EQ(::fcntl(number, F_GETFD), -1);
+    EXPECT_EQ(::read(reader.get(), &byte, 1), 0);
 }
 
 }  // namespace

@@ -111,6 +111,15 @@ class GroupCommitTest : public ::testing::TestWithParam<EventLoop::Backend> {
         while (!condition()) ASSERT_TRUE(loop_->run_once());
     }
 
+    // Flushes end at once meanwhile.
+    template <class Condition>
+    void flush_until(const Condition& condition) {
+        run_until([&] {
+            if (places_.flush_done) places_.end_flush();
+            return condition();
+        });
+    }
+
     // One write of several blocks. Their ranges are held until it is placed, as a target does.
     struct Write {
         uint64_t version = 0;
@@ -151,20 +160,26 @@ class GroupCommitTest : public ::testing::TestWithParam<EventLoop::Backend> {
         items.push_back(item(write, need));
         commit_->begin(std::move(items));
     }
-    void until_logged() {
-        run_until([&, records = commit_->log().last_sequence()] {
-            return commit_->log().last_sequence() > records;
-        });
+    std::shared_ptr<Write> begin_stuck() {
+        const auto stuck = make({{1, 0}});
+        begin(stuck, GroupCommit::Need::Placed);
+        return stuck;
+    }
+    // The same, late by now.
+    std::shared_ptr<Write> stay_late() {
+        start(1ms);
+        const auto stuck = begin_stuck();
+        run_until([&] { return commit_->any_late(); });
+        return stuck;
     }
     // A write from beginning to end, whose placement and flush end at once.
     void write_whole(BlockId block, GroupCommit::Need need) {
         run_until([&] { return commit_->has_room(1, Bytes(kBlock)) || (settle(), false); });
         const auto write = make({block});
         begin(write, need);
-        run_until([&] {
+        flush_until([&] {
             if (const auto one = places_.find(block); one != places_.waiting.end())
                 places_.end(one);
-            if (places_.flush_done) places_.end_flush();
             return write->answer.has_value();
         });
         EXPECT_TRUE(*write->answer);
@@ -175,11 +190,14 @@ class GroupCommitTest : public ::testing::TestWithParam<EventLoop::Backend> {
         if (places_.flush_done) places_.end_flush();
     }
 
-    // The power is cut: the log as it is, the files as they are flushed and perhaps more.
-    Blocks after_cut(bool everything_placed) {
+    LogDisk log_as_it_is() const {
         std::vector<std::byte> bytes(kCapacity);
         EXPECT_EQ(::pread(log_file_.get(), bytes.data(), bytes.size(), 0), ssize_t{kCapacity});
-        LogDisk disk(std::move(bytes));
+        return LogDisk(std::move(bytes));
+    }
+    // The power is cut: the log as it is, the files as they are flushed and perhaps more.
+    Blocks after_cut(bool everything_placed) {
+        LogDisk disk = log_as_it_is();
         const auto contents = read_log(disk, redo_test::kId);
         if (!contents) {
             ADD_FAILURE() << contents.error().message;
@@ -254,8 +272,7 @@ constexpr auto kNever = std::chrono::milliseconds(1000'000);
 
 void GroupCommitTest::others_go_on(std::chrono::milliseconds late_after) {
     start(late_after);
-    const auto stuck = make({{1, 0}});
-    begin(stuck, GroupCommit::Need::Placed);
+    const auto stuck = begin_stuck();
     // The log is written over many times, with all kinds of acknowledgements.
     for (int i = 0; i < 1000; ++i)
         write_whole({2, static_cast<uint64_t>(i) % kBlocks}, static_cast<GroupCommit::Need>(i % 3));
@@ -274,10 +291,7 @@ void GroupCommitTest::others_go_on(std::chrono::milliseconds late_after) {
     EXPECT_FALSE(commit_->any_late());
     bool retired = false;
     commit_->when_retired([&](const Result<>& done) { retired = done.has_value(); });
-    run_until([&] {
-        if (places_.flush_done) places_.end_flush();
-        return retired;
-    });
+    flush_until([&] { return retired; });
     EXPECT_FALSE(commit_->overlaps_live(1, ByteOffset(0), Bytes(1)));
     EXPECT_TRUE(commit_->idle());
     judge();
@@ -319,10 +333,7 @@ TEST_P(GroupCommitTest, OfABatchOnlyWhatIsLateIsLoggedAgain) {
     places_.end(places_.find({1, 0}));
     EXPECT_TRUE(batch->placed);
     EXPECT_FALSE(batch->answer.has_value());
-    run_until([&] {
-        if (places_.flush_done) places_.end_flush();
-        return batch->answer.has_value();
-    });
+    flush_until([&] { return batch->answer.has_value(); });
     EXPECT_FALSE(commit_->overlaps_live(1, ByteOffset(0), Bytes(1)));
     judge();
 }
@@ -330,10 +341,7 @@ TEST_P(GroupCommitTest, OfABatchOnlyWhatIsLateIsLoggedAgain) {
 // Its range stays held until the newer record is durable: else what comes next there would be
 // older in the log.
 TEST_P(GroupCommitTest, PlacedWhileItIsLoggedAgain) {
-    start(1ms);
-    const auto stuck = make({{1, 0}});
-    begin(stuck, GroupCommit::Need::Placed);
-    run_until([&] { return commit_->any_late(); });
+    const auto stuck = stay_late();
     // Somebody waits, so it is moved.
     bool retired = false;
     commit_->when_retired([&](const Result<>&) { retired = true; });
@@ -353,10 +361,7 @@ TEST_P(GroupCommitTest, PlacedWhileItIsLoggedAgain) {
     EXPECT_TRUE(stuck->answer && *stuck->answer);
     EXPECT_TRUE(commit_->overlaps_live(1, ByteOffset(0), Bytes(1)));
     judge();
-    run_until([&] {
-        if (places_.flush_done) places_.end_flush();
-        return retired;
-    });
+    flush_until([&] { return retired; });
     judge();
 }
 
@@ -384,10 +389,7 @@ TEST_P(GroupCommitTest, MoreThanASixthOfTheLogIsWaitedFor) {
 }
 
 TEST_P(GroupCommitTest, NobodyWaitsForNothingInDoubt) {
-    start(1ms);
-    const auto stuck = make({{1, 0}});
-    begin(stuck, GroupCommit::Need::Placed);
-    run_until([&] { return commit_->any_late(); });
+    const auto stuck = stay_late();
     const auto other = make({{2, 0}});
     begin(other, GroupCommit::Need::Retired);
     run_until([&] { return places_.find({2, 0}) != places_.waiting.end(); });
@@ -404,10 +406,7 @@ TEST_P(GroupCommitTest, NobodyWaitsForNothingInDoubt) {
 
 // Somebody opens the file while its placement waits for a lock.
 TEST_P(GroupCommitTest, MadeStrictOnItsWay) {
-    start(1ms);
-    const auto stuck = make({{1, 0}});
-    begin(stuck, GroupCommit::Need::Placed);
-    run_until([&] { return commit_->any_late(); });
+    const auto stuck = stay_late();
     const auto other = make({{2, 0}});
     begin(other, GroupCommit::Need::Placed);
     commit_->make_strict(1);
@@ -417,10 +416,7 @@ TEST_P(GroupCommitTest, MadeStrictOnItsWay) {
     places_.end(places_.find({1, 0}));
     EXPECT_TRUE(stuck->placed);
     EXPECT_FALSE(stuck->answer.has_value());
-    run_until([&] {
-        if (places_.flush_done) places_.end_flush();
-        return stuck->answer.has_value();
-    });
+    flush_until([&] { return stuck->answer.has_value(); });
     EXPECT_FALSE(commit_->overlaps_live(1, ByteOffset(0), Bytes(1)));
 }
 
@@ -433,9 +429,7 @@ TEST_P(GroupCommitTest, TheRestOfABatchSaysThatItIsBegun) {
     begin(make({{1, 1}}), GroupCommit::Need::Placed);
     run_until([&] { return commit_->late() == 2; });
     write_whole({2, 40}, GroupCommit::Need::Retired);
-    std::vector<std::byte> bytes(kCapacity);
-    ASSERT_EQ(::pread(log_file_.get(), bytes.data(), bytes.size(), 0), ssize_t{kCapacity});
-    LogDisk disk(std::move(bytes));
+    LogDisk disk = log_as_it_is();
     const auto contents = read_log(disk, redo_test::kId).value();
     ASSERT_EQ(contents.live.size(), 1u);
     ASSERT_EQ(contents.live[0].ranges.size(), 2u);
@@ -472,13 +466,10 @@ TEST_P(GroupCommitTest, TwoFullGroupsCanBeLate) {
 
 // Once, as by a long write that has none; and the log comes to rest again.
 TEST_P(GroupCommitTest, MakingRoomEnds) {
-    start(1ms);
-    begin(make({{1, 0}}), GroupCommit::Need::Placed);
-    run_until([&] { return commit_->any_late(); });
+    stay_late();
     for (int i = 0; i < 20; ++i) write_whole({2, 0}, GroupCommit::Need::Placed);
     commit_->make_room();
-    run_until([&] {
-        if (places_.flush_done) places_.end_flush();
+    flush_until([&] {
         return !commit_->device_busy() && !commit_->overlaps_live(2, ByteOffset(0), Bytes(1));
     });
     const uint64_t records = commit_->log().last_sequence();
@@ -489,9 +480,7 @@ TEST_P(GroupCommitTest, MakingRoomEnds) {
 
 // Nothing is logged again that nobody waits for.
 TEST_P(GroupCommitTest, WithoutNeedNothingMoves) {
-    start(1ms);
-    begin(make({{1, 0}}), GroupCommit::Need::Placed);
-    run_until([&] { return commit_->any_late(); });
+    stay_late();
     for (int i = 0; i < 5; ++i) write_whole({2, 0}, GroupCommit::Need::Placed);
     EXPECT_EQ(commit_->log().last_sequence(), 6u);
     write_whole({2, 0}, GroupCommit::Need::Retired);
