@@ -11,35 +11,6 @@ namespace {
 
 constexpr uint64_t kFileEnd = uint64_t{1} << 32;  // lblk has 32 bits
 
-// A group's metadata, in whatever group they lie (flex_bg).
-void add_metadata(ext2_filsys fs, dgrp_t group, std::vector<PblkRun>& runs) {
-    const auto add = [&](uint64_t start, uint64_t length) {
-        if (length > 0) runs.push_back({Pblk(start), Blocks(length)});
-    };
-    blk64_t super = 0;
-    blk64_t old_descriptors = 0;
-    blk64_t new_descriptors = 0;
-    blk_t used = 0;
-    ext2fs_super_and_bgd_loc2(fs, group, &super, &old_descriptors, &new_descriptors, &used);
-    if (super != 0 || group == 0) add(super, 1);
-    if (old_descriptors != 0) {
-        add(old_descriptors, ext2fs_has_feature_meta_bg(fs->super)
-                                 ? fs->super->s_first_meta_bg
-                                 : fs->desc_blocks + fs->super->s_reserved_gdt_blocks);
-    }
-    if (new_descriptors != 0) add(new_descriptors, 1);
-    add(ext2fs_block_bitmap_loc(fs, group), 1);
-    add(ext2fs_inode_bitmap_loc(fs, group), 1);
-    add(ext2fs_inode_table_loc(fs, group), fs->inode_blocks_per_group);
-}
-
-std::vector<PblkRun> metadata_of(ext2_filsys fs) {
-    std::vector<PblkRun> runs;
-    for (dgrp_t group = 0; group < fs->group_desc_count; ++group) add_metadata(fs, group, runs);
-    std::ranges::sort(runs, {}, &PblkRun::start);
-    return runs;
-}
-
 // Blocks of an indirect-mapped file, as libext2fs hands them out.
 struct IndirectWalk {
     uint64_t first_block = 0;
@@ -118,8 +89,6 @@ Result<> prove(Volume& volume, const FileState& file, const FileBlocks& blocks) 
 
     const Pblk first(fs->super->s_first_data_block);
     const Pblk end(ext2fs_blocks_count(fs->super));
-    const auto metadata = metadata_of(fs);
-    auto meta = metadata.begin();
     Pblk free_from = first;
     for (const PblkRun& run : runs) {
         const Pblk run_end = run.start + run.length;
@@ -127,11 +96,8 @@ Result<> prove(Volume& volume, const FileState& file, const FileBlocks& blocks) 
             return fail(EUCLEAN, "block {} lies beyond the volume", run.start);
         if (run.start < free_from) return fail(EUCLEAN, "block {} is claimed twice", run.start);
         free_from = run_end;
-        while (meta != metadata.end() && meta->start + meta->length <= run.start) ++meta;
-        if (meta != metadata.end() && meta->start < run_end) {
-            return fail(EUCLEAN, "block {} is the volume's own metadata",
-                        std::max(meta->start, run.start));
-        }
+        if (volume.fixed_blocks().overlap(run.start.value(), run.length.value()))
+            return fail(EUCLEAN, "block {} is the volume's own metadata", run.start);
         A4_CHECK(check_in_use(volume, run));
     }
     return {};

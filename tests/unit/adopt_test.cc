@@ -595,7 +595,7 @@ TEST_F(AdoptTest, RefusesBlocksThatAreNotTheFilesOwn) {
         must(transaction.commit());
     };
     with_mapping(Lblk(5), Pblk(ext2fs_inode_table_loc(volume->fs(), 0)));
-    expect_refused(number, Bytes(kUnit), EUCLEAN, "the volume's own metadata");
+    expect_refused(number, Bytes(kUnit), EUCLEAN, "at impossible block");
     with_mapping(Lblk(5), mapped[0].pblk);
     expect_refused(number, Bytes(kUnit), EUCLEAN, "claimed twice");
     with_mapping(Lblk(5), Pblk(volume->device().size().value() / block - 1));
@@ -619,6 +619,8 @@ TEST_F(AdoptTest, RefusesDamagedIndirectBlocks) {
     };
     with_block(0, 0x7fffffff);
     expect_refused(number, std::nullopt, EUCLEAN, "beyond the volume");
+    with_block(0, static_cast<uint32_t>(ext2fs_inode_table_loc(volume->fs(), 0)));
+    expect_refused(number, std::nullopt, EUCLEAN, "the volume's own metadata");
     with_block(EXT2_IND_BLOCK, 0x7fffffff);
     expect_refused(number, std::nullopt, EUCLEAN, "e2fsck");
     // A block that leads to itself, three times over.

@@ -81,7 +81,7 @@ TEST_F(Rules, Files) {
         {flag(EXT4_ENCRYPT_FL), EOPNOTSUPP, "encrypted"},
         {flag(EXT4_VERITY_FL), EOPNOTSUPP, "verity"},
         {flag(EXT2_COMPR_FL), EOPNOTSUPP, "compressed"},
-        {flag(EXT4_INLINE_DATA_FL), EOPNOTSUPP, "inline data"},
+        {flag(EXT4_INLINE_DATA_FL), EOPNOTSUPP, "inline_data"},
         {flag(EXT3_JOURNAL_DATA_FL), EIO, "data=journal"},
         {[](FileState& f) { f.generation = 0; }, EOPNOTSUPP, "generation 0"},
         {flag(EXT2_SYNC_FL | EXT2_NOATIME_FL | EXT2_NODUMP_FL), 0, ""},
