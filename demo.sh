@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # atomic4 in a few minutes, on a real image and the real kernel. First unmounted: format, preallocate,
 # write atomically, kill a write half-way, see the kernel refuse the volume, recover, mount, compare
-# every byte; on 4 KiB and on 1 KiB blocks. Then mounted: a storage engine writes through the daemon
-# while others read the file, the daemon is killed, started again, and every page is verified. At the
-# end the daemon beside what people can have today, on this machine.
+# every byte; on 4 KiB and on 1 KiB blocks. A file that the kernel made in pieces is adopted: map before
+# and after, also as pictures. Then mounted: a storage engine writes through the daemon while others
+# read the file, the daemon is killed, started again, and every page is verified. At the end the daemon
+# beside what people can have today, on this machine.
 #
 #   ./demo.sh                 needs root and Debian 12; installs what is missing and builds first
 #   ./demo.sh --short BIN     with the programs that were built into BIN, without the 1 KiB blocks and
@@ -34,6 +35,7 @@ case $# in
         ;;
 esac
 source=$PWD
+pictures=$(dirname "$bin")/pictures
 PATH=$bin:$PATH
 
 work=$(mktemp -d)
@@ -138,6 +140,40 @@ demo() {
     rm vol.img copy.img
 }
 
+demo_adopt() {
+    say "an ext4 on which small files came and went; the kernel puts a new file into the gaps"
+    show mkfs.atomic4 -q -b 4096 vol.img 64M
+    # Files of five blocks until nothing is left (allocated at once: nodelalloc); then every second goes.
+    mount -o loop,nodelalloc vol.img mnt
+    yes x | split -b 20K -a 4 - mnt/small. 2>/dev/null || true
+    sync -f mnt
+    rm mnt/small.*[bdfhjlnprtvxz]
+    sync -f mnt
+    head -c 320K /dev/urandom >old
+    show cp --preserve=timestamps old mnt/old.db
+    sync -f mnt
+    umount mnt
+    show atomic4ctl -d vol.img map --unit 16K --svg map_before.svg /old.db
+
+    say "adopt: aligned units in new places, complete before the file's extents change; the old blocks become free"
+    show atomic4ctl -d vol.img adopt --unit 16K /old.db
+    show atomic4ctl -d vol.img map --svg map_after.svg /old.db
+    show atomic4ctl -d vol.img check
+    mkdir -p "$pictures"
+    mv map_before.svg map_after.svg "$pictures"
+    echo "the pictures of both maps are in ${pictures#"$source"/}"
+
+    say "the same file for the kernel, to the byte; and now it takes atomic writes"
+    mount -o loop,ro vol.img mnt
+    cmp old mnt/old.db
+    [ ! old -nt mnt/old.db ] && [ ! old -ot mnt/old.db ]
+    umount mnt
+    echo "same bytes, same time of modification"
+    head -c 16K /dev/urandom >new
+    show atomic4ctl -d vol.img write /old.db --offset 16K --from new
+    rm vol.img
+}
+
 # Both processes of the daemon: the keeper would start the worker again.
 daemon_processes() { pgrep -f "atomic4d .*$work/mnt" || true; }
 
@@ -193,6 +229,7 @@ demo_mounted() {
 
 demo 4096
 $short || demo 1024
+demo_adopt
 demo_mounted
 
 if ! $short; then

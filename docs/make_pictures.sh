@@ -1,8 +1,9 @@
 #!/bin/sh
-# Draws the pictures that README.md shows, docs/frag.svg and docs/map.svg, with the built programs.
+# Draws docs/frag.svg, which README.md shows, with the built programs. (The maps there are the demo's:
+# build/release/pictures.)
 #   docs/make_pictures.sh [BIN_DIR]      BIN_DIR: default build/release/bin
-# Needs no root: a volume is filled by debugfs, which allocates like any ext4 tool, first fit; some of
-# its files are removed, and what then goes into the gaps lies as it comes.
+# Needs no root: a volume is filled by debugfs, which allocates like any ext4 tool, first fit; then some of
+# its files are removed.
 set -eu
 
 docs=$(cd "$(dirname "$0")" && pwd)
@@ -26,10 +27,8 @@ awk 'BEGIN {
     }
     for (i = 1; i <= files; ++i)
         if (rand() < 0.4) print "rm f" i
-    print "write data60 by_chance"
 }' >commands
-for blocks in 1 2 3 5 9 17 40 60 130 400; do head -c $((blocks * 4096)) /dev/zero | tr '\0' x >data$blocks; done
+for blocks in 1 2 3 5 9 17 40 130 400; do head -c $((blocks * 4096)) /dev/zero | tr '\0' x >data$blocks; done
 debugfs -w -f commands volume.img >/dev/null 2>&1
 atomic4ctl enable -l 8M volume.img >/dev/null 2>&1
 atomic4ctl frag --svg "$docs/frag.svg" volume.img
-atomic4ctl -d volume.img map --unit 16K --svg "$docs/map.svg" /by_chance
