@@ -83,10 +83,13 @@ std::vector<Step> looking(const DamageBase& base) {
     const Bytes length(3 * base.unit);
     return {step("info", "", true, InfoCommand{kName}),
             step("ls", "", true, LsCommand{kName}),
+            step("frag", "", true, FragCommand{kName, {}}),
             step("check", "", true, CheckCommand{kName, {}}),
             step("check /db", "/db", true, CheckCommand{kName, "/db"}),
             step("map /db", "/db", true, MapCommand{kName, "/db", {}, {}}),
             step("map deep", deep, true, MapCommand{kName, deep, {}, {}}),
+            step("map /noted in units", "/noted", true,
+                 MapCommand{kName, "/noted", Bytes(base.unit), {}}),
             step("status /db", "/db", true, StatusCommand{kName, "/db"}),
             step("status /noted", "/noted", true, StatusCommand{kName, "/noted"}),
             step("read /db", "/db", true, ReadCommand{kName, "/db", ByteOffset(0), length}),
@@ -95,6 +98,7 @@ std::vector<Step> looking(const DamageBase& base) {
 
 // All on the same volume, one after the other.
 std::vector<std::vector<Step>> chains_on(const DamageBase& base) {
+    const std::string deep = base.deep_directory + "/file";
     const std::string fresh = base.deep_directory + "/new";
     std::vector<Step> use = looking(base);
     use.push_back(step("recover", "", false, RecoverCommand{kName}));
@@ -113,7 +117,14 @@ std::vector<std::vector<Step>> chains_on(const DamageBase& base) {
                                  step("disable --force", "", false, DisableCommand{kName, true}),
                                  step("enable anew", "", false, EnableCommand{kName, Bytes(0), {}}),
                                  step("prealloc", fresh, false, prealloc_of(fresh, 65536, 16384))};
-    return {use, give_up, turn};
+    std::vector<Step> move{
+        step("recover", "", false, RecoverCommand{kName}),
+        step("adopt deep", deep, false, AdoptCommand{kName, deep, Bytes(base.unit)}),
+        step("adopt /noted", "/noted", false, AdoptCommand{kName, "/noted", Bytes(65536)}),
+        step("release /db", "/db", false, ReleaseCommand{kName, "/db"}),
+        step("adopt /db", "/db", false, AdoptCommand{kName, "/db", Bytes(2 * base.unit)})};
+    for (Step& look : looking(base)) move.push_back(std::move(look));
+    return {use, give_up, turn, move};
 }
 
 // What e2fsck complains of, without the numbers: those that are right change. Of blocks or inodes
