@@ -1,0 +1,160 @@
+#include "guard/guarded_run.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <array>
+#include <cstdlib>
+
+#include "guard/fuse_view.h"
+
+namespace atomic4 {
+
+namespace {
+
+// SIGINT and SIGTERM come through a descriptor for as long as this lives.
+class HeldSignals {
+  public:
+    HeldSignals() {
+        sigset_t held;
+        sigemptyset(&held);
+        sigaddset(&held, SIGINT);
+        sigaddset(&held, SIGTERM);
+        ::pthread_sigmask(SIG_BLOCK, &held, &before_);
+        fd_ = UniqueFd(::signalfd(-1, &held, SFD_CLOEXEC | SFD_NONBLOCK));
+    }
+    ~HeldSignals() { ::pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+    HeldSignals(const HeldSignals&) = delete;
+    HeldSignals& operator=(const HeldSignals&) = delete;
+
+    int fd() const { return fd_.get(); }
+    const sigset_t& before() const { return before_; }
+
+  private:
+    sigset_t before_{};
+    UniqueFd fd_;
+};
+
+// What went wrong in the child before it was the tool.
+struct Failure {
+    int code = 0;
+    enum Step : int { Namespace, Cover, Program } step = Namespace;
+};
+
+struct Child {
+    int mount;        // to be moved
+    const char* path;
+    char* const* arguments;
+    pid_t parent;
+    int failures;  // a pipe that exec closes
+    sigset_t signals;
+};
+
+// After fork() in a process with threads: nothing but system calls.
+[[noreturn]] void become_the_tool(const Child& it) {
+    Failure failure;
+    const auto give_up = [&](Failure::Step step) {
+        failure = {errno, step};
+        (void)!::write(it.failures, &failure, sizeof failure);
+        ::_exit(127);
+    };
+    ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (::getppid() != it.parent) ::_exit(127);
+    if (::unshare(CLONE_NEWNS) != 0 ||
+        ::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0)
+        give_up(Failure::Namespace);
+    if (::move_mount(it.mount, "", AT_FDCWD, it.path, MOVE_MOUNT_F_EMPTY_PATH) != 0)
+        give_up(Failure::Cover);
+    ::pthread_sigmask(SIG_SETMASK, &it.signals, nullptr);
+    ::execvp(it.arguments[0], it.arguments);
+    give_up(Failure::Program);
+    ::_exit(127);
+}
+
+Error explain(const Failure& failure, const std::string& path, const std::string& program) {
+    switch (failure.step) {
+        case Failure::Namespace:
+            return Error::from_errno(failure.code, "guarded view: a mount namespace of its own");
+        case Failure::Cover:
+            return Error::from_errno(failure.code,
+                                     fmt::format("guarded view: can't be laid over {}", path));
+        case Failure::Program:
+            break;
+    }
+    return Error::from_errno(failure.code, program);
+}
+
+GuardedExit watch(pid_t child, const HeldSignals& signals, const FuseView& view) {
+    GuardedExit result;
+    const UniqueFd process(static_cast<int>(::syscall(SYS_pidfd_open, child, 0)));
+    std::array<pollfd, 3> events{{{process.get(), POLLIN, 0},
+                                  {signals.fd(), POLLIN, 0},
+                                  {view.refused(), POLLIN, 0}}};
+    for (;;) {
+        if (::poll(events.data(), events.size(), -1) < 0) continue;
+        if ((events[2].revents & POLLIN) != 0) {
+            result.refused = true;
+            ::kill(child, SIGKILL);
+            events[2].fd = -1;
+        }
+        signalfd_siginfo info;
+        while (::read(signals.fd(), &info, sizeof info) == sizeof info) {
+            result.interrupted = true;
+            // From the terminal the tool has it already.
+            if (info.ssi_code != SI_KERNEL) ::kill(child, static_cast<int>(info.ssi_signo));
+        }
+        if (events[0].revents != 0) break;
+    }
+    int status = 0;
+    while (::waitpid(child, &status, 0) < 0 && errno == EINTR) {
+    }
+    if (WIFSIGNALED(status)) result.signal = WTERMSIG(status);
+    if (WIFEXITED(status)) result.status = WEXITSTATUS(status);
+    // It may have ended by itself before we looked.
+    uint64_t count = 0;
+    if (::read(view.refused(), &count, sizeof count) > 0) result.refused = true;
+    return result;
+}
+
+}  // namespace
+
+Result<GuardedExit> run_guarded(GuardedDevice& device, const std::string& path,
+                                const std::vector<std::string>& arguments) {
+    char* real = ::realpath(path.c_str(), nullptr);
+    if (real == nullptr) return fail(Error::from_errno(errno, path));
+    const std::string covered = real;
+    std::free(real);
+
+    HeldSignals signals;
+    const auto view = A4_TRY(FuseView::start(device));
+    std::array<int, 2> ends{};
+    if (::pipe2(ends.data(), O_CLOEXEC) != 0) return fail(Error::from_errno(errno, "pipe"));
+    UniqueFd reading(ends[0]);
+    UniqueFd writing(ends[1]);
+
+    std::vector<char*> argv;
+    for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
+    argv.push_back(nullptr);
+    const Child child{view->mount(), covered.c_str(), argv.data(),
+                      ::getpid(),    writing.get(),   signals.before()};
+    const pid_t pid = ::fork();
+    if (pid < 0) return fail(Error::from_errno(errno, "fork"));
+    if (pid == 0) become_the_tool(child);
+    writing.reset();
+    Failure failure;
+    const bool failed = ::read(reading.get(), &failure, sizeof failure) == sizeof failure;
+    const GuardedExit result = watch(pid, signals, *view);
+    view->wait();
+    if (failed) return fail(explain(failure, path, arguments.front()));
+    return result;
+}
+
+}  // namespace atomic4
