@@ -42,12 +42,6 @@ struct Start {
     std::vector<Mapping> old;
 };
 
-Result<std::unique_ptr<Volume>> open_any(Device& device, OpenFor purpose) {
-    VolumeOptions options;
-    options.purpose = purpose;
-    return Volume::open(borrowed(device), options);
-}
-
 std::vector<Mapping> mapping_of_file(Volume& volume, const FileState& file) {
     return joined(must(map_range(volume, file.number, file.inode, Lblk(0), Blocks(1 << 20))));
 }
@@ -117,26 +111,6 @@ Start prepare(const Case& it) {
 Result<AdoptReport> adopt(Device& device, const Start& start) {
     const OpenVolume opened = A4_TRY(open_for_writing(borrowed(device)));
     return adopt_file(*opened.volume, start.file.inode, Bytes(kUnit));
-}
-
-std::string same_bytes(Volume& volume, const FileModel& model, bool generation_too = true) {
-    const auto file = read_file(volume, model.inode,
-                                generation_too ? std::optional(model.generation) : std::nullopt);
-    if (!file) return model.path + ": " + file.error().message;
-    if (file->size != Bytes(model.bytes.size())) return model.path + ": its size has changed";
-    const uint64_t block = volume.block_size().value();
-    Image bytes(round_up(model.bytes.size(), block));
-    const auto mapped =
-        map_range(volume, file->number, file->inode, Lblk(0), Blocks(bytes.size() / block));
-    if (!mapped) return model.path + ": " + mapped.error().message;
-    for (const Mapping& m : *mapped) {
-        if (m.state != MapState::Written) continue;
-        must(volume.device().read(
-            ByteOffset(m.pblk.value() * block),
-            std::span(bytes).subspan(m.lblk.value() * block, m.length.value() * block)));
-    }
-    bytes.resize(model.bytes.size());
-    return bytes == model.bytes ? std::string() : model.path + ": its bytes have changed";
 }
 
 // What holds before the power comes back, after e2fsck, and at the end.

@@ -35,6 +35,20 @@ std::string compare(const FileModel& model, const std::vector<std::byte>& found)
     return {};
 }
 
+Result<std::vector<std::byte>> stored_bytes(Volume& volume, const FileState& file) {
+    const uint64_t block = volume.block_size().value();
+    std::vector<std::byte> bytes(round_up(file.size.value(), block));
+    for (const Mapping& m : A4_TRY(
+             map_range(volume, file.number, file.inode, Lblk(0), Blocks(bytes.size() / block)))) {
+        if (m.state != MapState::Written) continue;
+        A4_CHECK(volume.device().read(
+            ByteOffset(m.pblk.value() * block),
+            std::span(bytes).subspan(m.lblk.value() * block, m.length.value() * block)));
+    }
+    bytes.resize(file.size.value());
+    return bytes;
+}
+
 }  // namespace
 
 void FileModel::write(uint64_t offset, std::span<const std::byte> data) {
@@ -93,6 +107,15 @@ FileModel make_file(Volume& volume, const std::string& path, uint64_t size,
     value_of(check_errcode(ext2fs_write_inode(volume.fs(), staged.number, &inode), path), path);
     value_of(transaction.commit(), path);
     return model;
+}
+
+std::string same_bytes(Volume& volume, const FileModel& model) {
+    const auto file = read_file(volume, model.inode, model.generation);
+    if (!file) return model.path + ": " + file.error().message;
+    if (file->size != Bytes(model.bytes.size())) return model.path + ": its size has changed";
+    const auto bytes = stored_bytes(volume, *file);
+    if (!bytes) return model.path + ": " + bytes.error().message;
+    return *bytes == model.bytes ? std::string() : model.path + ": its bytes have changed";
 }
 
 Scenario::Scenario(Image image, std::vector<FileModel> files)

@@ -46,6 +46,9 @@ struct Piece {
 FileModel make_file(Volume& volume, const std::string& path, uint64_t size,
                     const std::vector<Piece>& pieces, std::mt19937_64& random);
 
+// The file as the volume stores it. Empty, or what has changed.
+std::string same_bytes(Volume& volume, const FileModel& model);
+
 struct ModelRange {
     size_t file;
     uint64_t offset;
