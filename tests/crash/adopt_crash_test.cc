@@ -43,7 +43,7 @@ struct Start {
 };
 
 std::vector<Mapping> mapping_of_file(Volume& volume, const FileState& file) {
-    return joined(must(map_range(volume, file.number, file.inode, Lblk(0), Blocks(1 << 20))));
+    return joined(must(map_range(volume, file.number, file.inode, Lblk(0), Blocks(1 << 10))));
 }
 
 // The same blocks in an indirect map, as an ext3 would have them. Direct and indirect ones.
