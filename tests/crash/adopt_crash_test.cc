@@ -5,6 +5,7 @@
 // completes it. Other files are untouched.
 #include <gtest/gtest.h>
 
+#include "ext4/file_blocks.h"
 #include "ext4/format.h"
 #include "ext4/layout_plan.h"
 #include "ext4/path.h"
@@ -121,6 +122,9 @@ std::string judge_files(Image& image, const Start& start, bool* is_new) {
     Volume& volume = **opened;
     for (const FileModel* model : {&start.file, &start.bystander}) {
         if (auto wrong = same_bytes(volume, *model); !wrong.empty()) return wrong;
+        // Blocks that a bitmap calls free would become another file's.
+        const auto own = read_blocks(volume, must(read_file(volume, model->inode)));
+        if (!own) return own.error().message;
     }
     const auto other = read_xattr(volume.fs(), start.file.inode, "user.other");
     if (!other) return "xattrs: " + other.error().message;
