@@ -255,7 +255,7 @@ class Adoption {
         while (old != old_.mappings.cend() && old->end() <= lblk) ++old;
         buffer_.assign(run.length.value() * block_, std::byte{0});
         bool any = !inline_.empty();
-        std::memcpy(buffer_.data(), inline_.data(), inline_.size());
+        std::ranges::copy(inline_, buffer_.begin());
         for (auto it = old; it != old_.mappings.cend() && it->lblk < end; ++it) {
             if (it->state != MapState::Written) continue;
             const Lblk from = std::max(it->lblk, lblk);
