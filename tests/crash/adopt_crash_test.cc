@@ -8,7 +8,6 @@
 #include <algorithm>
 #include <iterator>
 
-#include "ext4/file_blocks.h"
 #include "ext4/format.h"
 #include "ext4/layout_plan.h"
 #include "ext4/path.h"
@@ -158,6 +157,27 @@ Result<AdoptReport> adopt(Device& device, const Start& start) {
     return adopt_file(*opened.volume, start.file.inode, start.unit);
 }
 
+// Blocks of the file that a bitmap calls free: they would become another file's. From a bitmap that
+// a cut has torn nobody takes any.
+std::string called_free(Volume& volume, const FileState& file) {
+    std::vector<PblkRun> runs;
+    for (const Mapping& m : mapping_of_file(volume, file)) runs.push_back({m.pblk, m.length});
+    if (file.extent_mapped()) {
+        for (const Pblk node : must(tree_blocks(volume, file.number, file.inode)))
+            runs.push_back({node, Blocks(1)});
+    }
+    if (const Pblk xattrs(ext2fs_file_acl_block(volume.fs(), &file.inode)); xattrs != Pblk(0))
+        runs.push_back({xattrs, Blocks(1)});
+    for (const PblkRun& run : runs) {
+        for (uint64_t i = 0; i < run.length.value(); ++i) {
+            if (must(volume.allocator().is_free(run.start + Blocks(i))))
+                return fmt::format("inode {}: its block {} is called free", file.number,
+                                   run.start + Blocks(i));
+        }
+    }
+    return {};
+}
+
 // What holds before the power comes back, after e2fsck, and at the end.
 std::string judge_files(Image& image, const Start& start, bool* is_new) {
     ImageDevice device(image);
@@ -166,10 +186,8 @@ std::string judge_files(Image& image, const Start& start, bool* is_new) {
     Volume& volume = **opened;
     for (const FileModel* model : {&start.file, &start.bystander}) {
         if (auto wrong = same_bytes(volume, *model); !wrong.empty()) return wrong;
-        // Blocks that a bitmap calls free would become another file's.
         const FileState state = must(read_file(volume, model->inode));
-        if (is_inline(state)) continue;
-        if (const auto own = read_blocks(volume, state); !own) return own.error().message;
+        if (auto wrong = called_free(volume, state); !wrong.empty()) return wrong;
     }
     const auto other = read_xattr(volume.fs(), start.file.inode, "user.other");
     if (!other) return "xattrs: " + other.error().message;
