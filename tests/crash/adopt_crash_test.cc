@@ -247,14 +247,14 @@ constexpr Case kCases[] = {
     {"block4096_indirect", kBlocks4k, Kind::Indirect},
     {"block1024_another_unit", kBlocks1k, Kind::Again},
     // Units smaller than a cluster of 16 KiB, equal and larger.
-    {"bigalloc_unit8k", kBigalloc, Kind::Extents, 8192, 5, Short::Cuts},
-    {"bigalloc_unit16k", kBigalloc, Kind::Tree, 16384, 5},
-    {"bigalloc_unit64k", kBigalloc, Kind::Tree, 65536, 5, Short::Cuts},
-    {"bigalloc_another_unit", kBigalloc, Kind::Again, 65536, 5, Short::Nothing},
-    {"inline_data", kInlineData, Kind::Inline, 16384, 5},
-    {"inline_data_bigalloc", kInlineBigalloc, Kind::Inline, 8192, 5, Short::Cuts},
-    {"block65536_unit64k", kBlocks64k, Kind::Extents, 65536, 5, Short::Cuts},
-    {"block65536_unit128k", kBlocks64k, Kind::Tree, 131072, 5}};
+    {"bigalloc_unit8k", kBigalloc, Kind::Extents, 8192, 4, Short::Cuts},
+    {"bigalloc_unit16k", kBigalloc, Kind::Tree, 16384, 4},
+    {"bigalloc_unit64k", kBigalloc, Kind::Tree, 65536, 4, Short::Cuts},
+    {"bigalloc_another_unit", kBigalloc, Kind::Again, 65536, 4, Short::Nothing},
+    {"inline_data", kInlineData, Kind::Inline, 16384, 4},
+    {"inline_data_bigalloc", kInlineBigalloc, Kind::Inline, 8192, 4, Short::Cuts},
+    {"block65536_unit64k", kBlocks64k, Kind::Extents, 65536, 4, Short::Cuts},
+    {"block65536_unit128k", kBlocks64k, Kind::Tree, 131072, 4, Short::Cuts}};
 
 std::vector<Case> cases_for(Short wanted) {
     std::vector<Case> cases;
