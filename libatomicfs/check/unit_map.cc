@@ -121,7 +121,8 @@ UnitMap make_unit_map(std::vector<Mapping> mappings, Bytes file_size, Bytes unit
     map.unit = unit;
     map.block_size = block_size;
     map.file_size = file_size;
-    map.units = round_up(file_size.value(), unit.value()) / unit.value();
+    const uint64_t last = mappings.empty() ? 0 : mappings.back().end().value() * block_size.value();
+    map.units = round_up(std::max(file_size.value(), last), unit.value()) / unit.value();
     Builder builder(map);
     for (const Mapping& mapping : mappings) builder.add(mapping);
     map.runs = std::move(mappings);

@@ -16,6 +16,8 @@ namespace atomic4 {
 
 namespace {
 
+constexpr uint64_t kFileBlocksMax = 0xffffffff;  // lblk has 32 bits
+
 std::optional<Bytes> parse_unit(const std::optional<std::string>& text) {
     if (!text) return std::nullopt;
     uint64_t value = 0;
@@ -63,6 +65,21 @@ Result<> check_not_ours(Volume& volume, ext2_ino_t directory) {
     return {};
 }
 
+// Drops flag and unit. If there is no block for a copy of the others' xattrs they are rewritten in
+// place: a full volume has to be released, too.
+Result<> stage_release(Volume& volume, ext2_ino_t number, std::optional<Pblk>* old_block) {
+    ext2_filsys fs = volume.fs();
+    auto moved = move_xattr_block(volume, number);
+    if (!moved && !nothing_to_be_had(moved.error())) return fail(std::move(moved).error());
+    if (moved) *old_block = *moved;
+    A4_CHECK(write_xattr(fs, number, kUnitXattr, std::nullopt));
+    ext2_inode inode{};
+    const std::string what = fmt::format("inode {}", number);
+    A4_CHECK(check_errcode(ext2fs_read_inode(fs, number, &inode), what));
+    inode.i_flags &= ~kInodeFlagAtomic;
+    return write_inode_now(fs, number, inode, kTimeChanged, what);
+}
+
 }  // namespace
 
 Result<> check_unit(const Volume& volume, Bytes unit) {
@@ -87,6 +104,11 @@ Result<FileState> read_file(Volume& volume, ext2_ino_t number, std::optional<uin
                     state.generation, *generation);
     }
     state.size = Bytes(EXT2_I_SIZE(&state.inode));
+    const uint64_t size_max = kFileBlocksMax * volume.fs()->blocksize;
+    if (LINUX_S_ISREG(state.inode.i_mode) && state.size.value() > size_max) {
+        return fail(EUCLEAN, "{}: a size of {} bytes is none that a file can have: run e2fsck",
+                    what, state.size);
+    }
     state.atomic = (state.inode.i_flags & kInodeFlagAtomic) != 0;
     // A fast path for the many files without xattrs isn't worth a second way to read them.
     state.unit = parse_unit(A4_TRY(read_xattr(volume.fs(), number, kUnitXattr)));
@@ -105,6 +127,8 @@ Result<StagedFile> stage_file(Volume& volume, ext2_ino_t parent, const NewFile& 
     staged.generation = inode->i_generation;
     if (atomic) inode->i_flags |= kInodeFlagAtomic;
     inode->i_links_count = 1;
+    if (file.size.value() > kFileBlocksMax * block_size)
+        return fail(EFBIG, "a file has at most {} blocks", kFileBlocksMax);
     A4_CHECK(check_errcode(
         ext2fs_inode_size_set(fs, inode, static_cast<ext2_off64_t>(file.size.value())),
         "file size"));
@@ -117,8 +141,8 @@ Result<StagedFile> stage_file(Volume& volume, ext2_ino_t parent, const NewFile& 
     const uint64_t unit_blocks = uint64_t{1} << unit_order;
     const uint64_t unit_bytes = unit_blocks * block_size;
     const uint64_t units = file.size.value() / unit_bytes + (file.size.value() % unit_bytes != 0);
-    if (units > 0xffffffff / unit_blocks)
-        return fail(EFBIG, "a file has at most {} blocks", 0xffffffffu);
+    if (units > kFileBlocksMax / unit_blocks)
+        return fail(EFBIG, "a file has at most {} blocks", kFileBlocksMax);
     const dgrp_t group = ext2fs_group_of_ino(fs, staged.number);
     const Pblk goal(ext2fs_group_first_block2(fs, group));
     staged.runs = A4_TRY(volume.allocator().allocate_units(unit_order, units, goal));
@@ -224,16 +248,37 @@ Result<ext2_ino_t> create_atomic_file(Volume& volume, const std::string& path,
     return staged.number;
 }
 
-Result<> release_file(Volume& volume, ext2_ino_t number) {
-    Transaction transaction(volume);
+Result<std::optional<Pblk>> move_xattr_block(Volume& volume, ext2_ino_t number) {
     ext2_filsys fs = volume.fs();
-    A4_CHECK(write_xattr(fs, number, kUnitXattr, std::nullopt));
     ext2_inode inode{};
-    const std::string what = fmt::format("inode {}", number);
+    const std::string what = fmt::format("xattrs of inode {}", number);
     A4_CHECK(check_errcode(ext2fs_read_inode(fs, number, &inode), what));
-    inode.i_flags &= ~kInodeFlagAtomic;
-    A4_CHECK(write_inode_now(fs, number, inode, kTimeChanged, what));
-    return transaction.commit();
+    const uint64_t old = ext2fs_file_acl_block(fs, &inode);
+    if (old == 0) return std::nullopt;
+    std::vector<std::byte> bytes(fs->blocksize);
+    A4_CHECK(check_errcode(ext2fs_read_ext_attr3(fs, old, bytes.data(), number), what));
+    ext2_ext_attr_header header{};
+    std::memcpy(&header, bytes.data(), sizeof header);
+    if (header.h_refcount != 1) return std::nullopt;
+    const Pblk place = A4_TRY(volume.allocator().choose_block(Pblk(old)).context(what));
+    A4_CHECK(volume.allocator().take(place));
+    A4_CHECK(check_errcode(ext2fs_write_ext_attr3(fs, place.value(), bytes.data(), number), what));
+    ext2fs_file_acl_block_set(fs, &inode, place.value());
+    A4_CHECK(check_errcode(ext2fs_write_inode(fs, number, &inode), what));
+    return Pblk(old);
+}
+
+Result<> release_file(Volume& volume, ext2_ino_t number) {
+    std::optional<Pblk> old_block;
+    {
+        Transaction transaction(volume);
+        A4_CHECK(stage_release(volume, number, &old_block));
+        A4_CHECK(transaction.commit());
+    }
+    if (!old_block) return {};
+    Transaction transaction(volume);
+    A4_CHECK(volume.allocator().free({*old_block, Blocks(1)}));
+    return transaction.commit(Transaction::Order::Freeing);
 }
 
 Result<std::vector<ext2_ino_t>> find_atomic_inodes(Volume& volume,

@@ -62,6 +62,11 @@ Result<> check_unit(const Volume& volume, Bytes unit);
 // Drops the promise: flag and xattr. The data stays.
 Result<> release_file(Volume& volume, ext2_ino_t number);
 
+// A block of xattrs is not rewritten where it stands: torn, it would take the others with it.
+// Staged: gives the inode a copy of its own one (of one that files share, the library itself makes
+// a copy) and returns the old block, to be freed once this operation is committed.
+Result<std::optional<Pblk>> move_xattr_block(Volume& volume, ext2_ino_t number);
+
 // Inodes with the atomic flag, in order. Reads the used part of every inode table. What a damaged
 // inode is can't be told: those are collected, or, if damaged is null, the first one is EUCLEAN.
 Result<std::vector<ext2_ino_t>> find_atomic_inodes(Volume& volume,

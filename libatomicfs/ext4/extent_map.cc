@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "ext4/errcode.h"
+#include "ext4/indirect_map.h"
 
 namespace atomic4 {
 
@@ -109,6 +110,23 @@ Result<std::vector<Mapping>> map_extents(Volume& volume, ext2_ino_t number, ext2
 Result<std::vector<Mapping>> map_indirect(Volume& volume, ext2_ino_t number, ext2_inode& inode,
                                           Lblk first, Lblk end) {
     std::vector<Mapping> mappings;
+    // Block by block takes as long for holes as for blocks.
+    constexpr uint64_t kFewBlocks = 4096;
+    if ((end - first).value() > kFewBlocks) {
+        const IndirectMap all = A4_TRY(read_indirect_map(volume, number)
+                                           .context(fmt::format("block map of inode {}", number)));
+        Lblk at = first;
+        for (const Mapping& mapping : all.mappings) {
+            if (mapping.end() <= first) continue;
+            if (mapping.lblk >= end) break;
+            const Mapping part = clip(mapping, first, end);
+            append(mappings, {at, part.lblk - at, Pblk(0), MapState::Hole});
+            append(mappings, part);
+            at = part.end();
+        }
+        append(mappings, {at, end - at, Pblk(0), MapState::Hole});
+        return mappings;
+    }
     for (Lblk at = first; at < end; at += Blocks(1)) {
         blk64_t block = 0;
         A4_CHECK(check_errcode(

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "ext4/errcode.h"
+#include "ext4/indirect_map.h"
 #include "ext4/layout_plan.h"
 
 namespace atomic4 {
@@ -11,59 +11,14 @@ namespace {
 
 constexpr uint64_t kFileEnd = uint64_t{1} << 32;  // lblk has 32 bits
 
-// Blocks of an indirect-mapped file, as libext2fs hands them out.
-struct IndirectWalk {
-    uint64_t first_block = 0;
-    uint64_t volume_blocks = 0;
-    uint64_t seen = 0;
-    std::optional<Error> error;
-    FileBlocks blocks{};
-
-    int add(blk64_t block, e2_blkcnt_t lblk) {
-        if (block < first_block || block >= volume_blocks) {
-            error = Error{EUCLEAN, fmt::format("block {} lies beyond the volume", block)};
-            return BLOCK_ABORT;
-        }
-        // Indirect blocks that lead to themselves could go on nearly for ever.
-        if (++seen > volume_blocks) {
-            error = Error{EUCLEAN, "it has more blocks than the volume"};
-            return BLOCK_ABORT;
-        }
-        if (lblk < 0) {
-            blocks.nodes.emplace_back(block);
-            return 0;
-        }
-        auto& mappings = blocks.mappings;
-        const Lblk at(static_cast<uint64_t>(lblk));
-        if (!mappings.empty() && mappings.back().end() == at &&
-            mappings.back().pblk + mappings.back().length == Pblk(block)) {
-            mappings.back().length += Blocks(1);
-        } else {
-            mappings.push_back({at, Blocks(1), Pblk(block), MapState::Written});
-        }
-        return 0;
-    }
-};
-
-int walk_indirect(ext2_filsys, blk64_t* block, e2_blkcnt_t lblk, blk64_t, int, void* walk) {
-    return static_cast<IndirectWalk*>(walk)->add(*block, lblk);
-}
-
-Result<FileBlocks> read_indirect(Volume& volume, ext2_ino_t number) {
-    ext2_filsys fs = volume.fs();
-    IndirectWalk walk;
-    walk.first_block = fs->super->s_first_data_block;
-    walk.volume_blocks = ext2fs_blocks_count(fs->super);
-    const errcode_t code =
-        ext2fs_block_iterate3(fs, number, BLOCK_FLAG_READ_ONLY, nullptr, walk_indirect, &walk);
-    if (walk.error) return fail(*walk.error);
-    A4_CHECK(check_errcode(code, "block map"));
-    return std::move(walk.blocks);
-}
-
 Result<FileBlocks> read_mapping(Volume& volume, const FileState& file) {
-    if (!file.extent_mapped()) return read_indirect(volume, file.number);
     FileBlocks blocks;
+    if (!file.extent_mapped()) {
+        IndirectMap map = A4_TRY(read_indirect_map(volume, file.number));
+        blocks.mappings = std::move(map.mappings);
+        blocks.nodes = std::move(map.nodes);
+        return blocks;
+    }
     blocks.mappings =
         joined(A4_TRY(map_range(volume, file.number, file.inode, Lblk(0), Blocks(kFileEnd))));
     blocks.nodes = A4_TRY(tree_blocks(volume, file.number, file.inode));
@@ -71,6 +26,10 @@ Result<FileBlocks> read_mapping(Volume& volume, const FileState& file) {
 }
 
 Result<> check_in_use(Volume& volume, PblkRun run) {
+    const dgrp_t last = ext2fs_group_of_blk2(volume.fs(), (run.start + run.length).value() - 1);
+    for (dgrp_t group = ext2fs_group_of_blk2(volume.fs(), run.start.value()); group <= last;
+         ++group)
+        A4_CHECK(volume.block_bitmaps().get(group));
     for (uint64_t i = 0; i < run.length.value(); ++i) {
         if (A4_TRY(volume.allocator().is_free(run.start + Blocks(i))))
             return fail(EUCLEAN, "the bitmap calls its block {} free", run.start + Blocks(i));

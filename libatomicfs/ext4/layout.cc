@@ -229,22 +229,26 @@ class UnitWalk {
 
 }  // namespace
 
-Result<LayoutReport> check_layout(Volume& volume, const FileState& file, Bytes unit) {
-    LayoutReport report;
-    const uint64_t blocks = unit.value() / volume.block_size().value();
+Result<std::vector<Mapping>> whole_mapping(Volume& volume, const FileState& file, Blocks unit) {
+    const uint64_t blocks = unit.value();
     const uint64_t eof = blocks_for(volume, file.size);
-    // Beyond EOF too: fallocate can have put blocks there. Everything after the last extent is one
-    // hole, of which only the units up to EOF are worth counting.
-    auto mappings = A4_TRY(map_range(
-        volume, file.number, file.inode, Lblk(0),
-        Blocks(file.extent_mapped() ? round_up(kMaxBlocks, blocks) : round_up(eof, blocks))));
+    auto mappings = A4_TRY(
+        map_range(volume, file.number, file.inode, Lblk(0), Blocks(round_up(kMaxBlocks, blocks))));
+    // Everything after the last extent is one hole.
     if (!mappings.empty() && mappings.back().state == MapState::Hole) {
         Mapping& last = mappings.back();
         const uint64_t end = std::max(round_up(last.lblk.value(), blocks), round_up(eof, blocks));
         last.length = Lblk(end) - last.lblk;
+        if (last.length == Blocks(0)) mappings.pop_back();
     }
-    UnitWalk walk(blocks, Lblk(eof), report);
-    for (const Mapping& mapping : mappings) walk.add(mapping);
+    return mappings;
+}
+
+Result<LayoutReport> check_layout(Volume& volume, const FileState& file, Bytes unit) {
+    LayoutReport report;
+    const Blocks blocks(unit.value() / volume.block_size().value());
+    UnitWalk walk(blocks.value(), Lblk(blocks_for(volume, file.size)), report);
+    for (const Mapping& mapping : A4_TRY(whole_mapping(volume, file, blocks))) walk.add(mapping);
     return report;
 }
 

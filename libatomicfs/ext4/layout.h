@@ -33,6 +33,10 @@ struct LayoutReport {
     static constexpr size_t kMaxProblems = 100;
 };
 
+// All of a file's mapping up to its end or, if there are blocks beyond it (fallocate), to the last
+// of those, rounded up to units; holes included.
+Result<std::vector<Mapping>> whole_mapping(Volume& volume, const FileState& file, Blocks unit);
+
 // Holds the whole mapping against the invariant.
 Result<LayoutReport> check_layout(Volume& volume, const FileState& file, Bytes unit);
 

@@ -76,6 +76,7 @@ class Adoption {
     Result<> read_old() {
         if (!is_inline()) {
             old_ = A4_TRY(read_blocks(volume_, file_));
+            A4_CHECK(check_end());
             plan_ = plan_layout(old_.mappings, granule_);
             return {};
         }
@@ -93,6 +94,18 @@ class Adoption {
         }
         inline_.resize(file_.size.value());
         if (!inline_.empty()) plan_ = {{Lblk(0), granule_, true, Pblk(0)}};
+        return {};
+    }
+
+    // As e2fsck sees it the size is wrong, not the blocks: they would be lost.
+    Result<> check_end() const {
+        for (const Mapping& mapping : old_.mappings) {
+            if (mapping.state == MapState::Written && mapping.end() > eof_)
+                return fail(EUCLEAN,
+                            "inode {}: it has written blocks beyond its end at {}: the volume "
+                            "needs e2fsck",
+                            file_.number, file_.size);
+        }
         return {};
     }
 
@@ -148,7 +161,7 @@ class Adoption {
             A4_CHECK(check_errcode(ext2fs_write_inode(fs_, file_.number, &inode), what));
         }
         if (file_.unit != unit_) {
-            A4_CHECK(move_xattr_block());
+            xattr_block_ = A4_TRY(move_xattr_block(volume_, file_.number));
             A4_CHECK(write_xattr(fs_, file_.number, kUnitXattr, fmt::format("{}", unit_)));
         }
         A4_CHECK(check_errcode(ext2fs_read_inode(fs_, file_.number, &inode), what));
@@ -193,31 +206,11 @@ class Adoption {
         }
         std::memset(inode.i_block, 0, sizeof inode.i_block);
         inode.i_flags |= EXT4_EXTENTS_FL;
-        A4_CHECK(build_tree(volume_, file_.number, &inode, mapping_of(plan_, eof_)));
+        auto built = build_tree(volume_, file_.number, &inode, mapping_of(plan_, eof_));
+        if (!built && built.error().code == ENOSPC)
+            return fail(ENOSPC, "inode {}: no free blocks for its extent tree", file_.number);
+        A4_CHECK(std::move(built));
         return check_errcode(ext2fs_iblk_add_blocks(fs_, &inode, moved / cluster), "block count");
-    }
-
-    // A block of xattrs is not rewritten where it stands: torn, it would take the others with it.
-    // (Of one that files share, the library itself makes a copy.)
-    Result<> move_xattr_block() {
-        ext2_inode inode{};
-        const std::string what = fmt::format("xattrs of inode {}", file_.number);
-        A4_CHECK(check_errcode(ext2fs_read_inode(fs_, file_.number, &inode), what));
-        const uint64_t old = ext2fs_file_acl_block(fs_, &inode);
-        if (old == 0) return {};
-        std::vector<std::byte> bytes(block_);
-        A4_CHECK(check_errcode(ext2fs_read_ext_attr3(fs_, old, bytes.data(), file_.number), what));
-        ext2_ext_attr_header header{};
-        std::memcpy(&header, bytes.data(), sizeof header);
-        if (header.h_refcount != 1) return {};
-        const Pblk place = A4_TRY(volume_.allocator().choose_block(Pblk(old)).context(what));
-        A4_CHECK(volume_.allocator().take(place));
-        A4_CHECK(check_errcode(
-            ext2fs_write_ext_attr3(fs_, place.value(), bytes.data(), file_.number), what));
-        ext2fs_file_acl_block_set(fs_, &inode, place.value());
-        A4_CHECK(check_errcode(ext2fs_write_inode(fs_, file_.number, &inode), what));
-        xattr_block_ = Pblk(old);
-        return {};
     }
 
     // --- Data: into blocks that are free on the disk, or unwritten in the file
@@ -262,7 +255,7 @@ class Adoption {
         while (old != old_.mappings.cend() && old->end() <= lblk) ++old;
         buffer_.assign(run.length.value() * block_, std::byte{0});
         bool any = !inline_.empty();
-        std::memcpy(buffer_.data(), inline_.data(), inline_.size());
+        std::ranges::copy(inline_, buffer_.begin());
         for (auto it = old; it != old_.mappings.cend() && it->lblk < end; ++it) {
             if (it->state != MapState::Written) continue;
             const Lblk from = std::max(it->lblk, lblk);

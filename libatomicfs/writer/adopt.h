@@ -18,6 +18,10 @@
 // before the first write: nothing has changed. After an I/O error the file is as before, or the
 // message says what is in doubt.
 //
+// Before anything moves it is proved that the file's own blocks lie in the volume, are nobody's
+// metadata, are claimed once by the file and in use by bitmaps that hold. That no other inode
+// claims them too is not: that takes all inodes, and is e2fsck's work.
+//
 // Time and I/O go with the bytes that move, memory with the number of extents, before and after (a
 // few MiB for data).
 #pragma once

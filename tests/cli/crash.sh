@@ -26,7 +26,7 @@ same_bytes torn found
 is_refused_by_stock_tools vol.img
 has_feature vol.img FEATURE_I28 || die "the needs-replay bit is not set"
 remember vol.img
-expect_ok on --json info vol.img
+expect_ok atomic4ctl --json info vol.img
 json_holds .needs_replay '.log.live_records == 1' '.log.end == "clean"'
 expect_ok atomic4ctl info vol.img
 out_has '^  needs replay +yes: run atomic4ctl recover$'

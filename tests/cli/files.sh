@@ -286,6 +286,16 @@ expect_fail 2 'd IMAGE' atomic4ctl map /db
 expect_fail 2 'DEVICE is required' atomic4ctl info
 expect_fail 2 'DEVICE is required' atomic4ctl enable
 expect_fail 2 'excludes' atomic4ctl recover --force --discard vol.img
+# A volume that is named twice could be the wrong one.
+for command in enable disable info recover frag; do
+    expect_fail 2 "$command names its DEVICE itself" atomic4ctl -d vol.img $command other.img
+done
+expect_fail 1 'a file has at most 4294967295 blocks' \
+    atomic4ctl -d vol.img prealloc /huge --size 18446744073709551615
+# Too short an input is found out before anything is written, unless it is a pipe.
+head -c 1K /dev/zero >short
+changes_nothing vol.img expect_fail 1 'short: has only 1024 of 2048 bytes$' \
+    atomic4ctl -d vol.img write /db --plain --offset 5 --length 2K --from short
 expect_ok atomic4ctl status -d vol.img /db --json # options of the program after the command too
 json_holds '.path == "/db"'
 kernel_roundtrip vol.img db=db

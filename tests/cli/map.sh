@@ -73,6 +73,43 @@ expect_ok atomic4ctl -d vol.img prealloc /empty --size 0
 expect_ok atomic4ctl -d vol.img map /empty --svg map.svg
 expect_ok xmllint --noout map.svg
 
+# Blocks that fallocate put beyond EOF: they are adopted and checked, so they are shown.
+truncate -s 64M beyond.img
+mke2fs -q -t ext4 -b 4096 beyond.img
+head -c 5000 /dev/zero | tr '\0' y >short
+debugfs -w -R 'write short short' beyond.img >/dev/null 2>&1
+debugfs -w -R 'fallocate short 2 9' beyond.img >/dev/null 2>&1
+expect_ok atomic4ctl enable -l 8M beyond.img
+expect_ok atomic4ctl -d beyond.img --json map /short --unit 16K
+json_holds '.units.aligned + .units.misaligned + .units.in_pieces == 3'
+expect_ok atomic4ctl -d beyond.img map /short --unit 16K
+out_has ', beyond EOF$'
+
+# Whoever may create files chooses their names: none of them reaches the terminal as it is.
+expect_ok atomic4ctl -d vol.img prealloc $'/a\n\033[31mred' --size 16K
+out_has '^/a.x0a.x1b\[31mred: 16K in '
+expect_ok atomic4ctl -d vol.img ls
+out_has ' /a.x0a.x1b\[31mred$'
+expect_fail 1 '^atomic4ctl: /none.x1b\[31m: ' atomic4ctl -d vol.img map $'/none\033[31m'
+# Nor does a report fail for them, after something was changed.
+expect_ok atomic4ctl -d vol.img --json prealloc $'/bad\xff\xfe' --size 16K
+json_holds '.unit == 16384'
+expect_ok atomic4ctl -d vol.img --json ls
+json_holds 'any(.[]; .path | startswith("/bad"))'
+expect_ok atomic4ctl -d vol.img --json release $'/bad\xff\xfe'
+
+# The picture's file: as long a name as any, the file behind a link, with the permissions it has.
+expect_ok atomic4ctl -d vol.img map /empty --svg "$(printf 'n%.0s' {1..251}).svg"
+ln -s map.svg link.svg
+chmod 600 map.svg
+expect_ok atomic4ctl -d vol.img map /empty --svg link.svg
+[ -L link.svg ]
+is "$(stat -c %a map.svg)" 600
+expect_ok xmllint --noout map.svg
+ln -s nowhere dangling.svg
+expect_fail 1 'dangling.svg: No such file' atomic4ctl -d vol.img map /empty --svg dangling.svg
+expect_fail 2 'empty file name' atomic4ctl -d vol.img map /empty --svg ''
+
 # Nothing of it changes the image, and what is no picture is left alone.
 changes_nothing vol.img atomic4ctl -d vol.img map /by_chance --svg map.svg
 is "$STATUS" 0

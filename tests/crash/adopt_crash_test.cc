@@ -5,6 +5,9 @@
 // completes it. Other files are untouched.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <iterator>
+
 #include "ext4/format.h"
 #include "ext4/layout_plan.h"
 #include "ext4/path.h"
@@ -14,21 +17,28 @@
 #include "support/crash_scenario.h"
 #include "support/fault_driver.h"
 #include "support/results.h"
+#include "support/small_layouts.h"
 #include "writer/adopt.h"
 
 namespace atomic4::test {
 namespace {
 
-constexpr uint64_t kUnit = 16384;
 constexpr size_t kImagesPerFsck = 2;
+constexpr size_t kInlineBytes = 100;  // more than i_block holds
 const std::string kOthers(500, 'x');  // an xattr that needs a block of its own
 
-enum class Kind { Extents, Tree, Indirect, Again };
+enum class Kind { Extents, Tree, Indirect, Again, Inline };
+
+// What the short form of these tests takes of a case.
+enum class Short { CutsAndFaults, Cuts, Nothing };
 
 struct Case {
     const char* name;
-    uint64_t block;
+    const SmallLayout& layout;
     Kind kind;
+    uint64_t unit = 16384;
+    int fates = 16;  // of each cut, in the short form
+    Short in_short = Short::CutsAndFaults;
 };
 
 void PrintTo(const Case& it, std::ostream* out) {
@@ -39,17 +49,17 @@ struct Start {
     Image image;
     FileModel file;
     FileModel bystander;
-    std::vector<Mapping> old;
+    Bytes unit;
+    std::vector<Mapping> old;  // none: it is in the inode
 };
 
-Result<std::unique_ptr<Volume>> open_any(Device& device, OpenFor purpose) {
-    VolumeOptions options;
-    options.purpose = purpose;
-    return Volume::open(borrowed(device), options);
+bool is_inline(const FileState& file) {
+    return (file.inode.i_flags & EXT4_INLINE_DATA_FL) != 0;
 }
 
 std::vector<Mapping> mapping_of_file(Volume& volume, const FileState& file) {
-    return joined(must(map_range(volume, file.number, file.inode, Lblk(0), Blocks(1 << 20))));
+    if (is_inline(file)) return {};
+    return joined(must(map_range(volume, file.number, file.inode, Lblk(0), Blocks(1 << 10))));
 }
 
 // The same blocks in an indirect map, as an ext3 would have them. Direct and indirect ones.
@@ -76,67 +86,96 @@ void make_indirect(Volume& volume, ext2_ino_t number) {
     must(transaction.commit());
 }
 
-Start prepare(const Case& it) {
-    std::mt19937_64 random(it.block);
-    const std::string per_group = it.block == 1024 ? "1024" : "256";
-    std::vector<std::string> arguments{"-b", std::to_string(it.block), "-g", per_group, "-N", "64"};
-    if (it.block == 4096) arguments.insert(arguments.end(), {"-O", "^has_journal"});
-    // Without room for xattrs in the inode: the unit goes where the others are.
-    if (it.kind == Kind::Tree) arguments.insert(arguments.end(), {"-I", "128"});
-    Start start;
-    start.image = make_atomic4(4 << 20, arguments);
-    ImageDevice device(start.image);
-    const auto volume = must(open_any(device, OpenFor::Write));
-    start.bystander = make_file(*volume, "/bystander", 8 * it.block, {{0, 3}, {3, 5}}, random);
-    // Misaligned, in pieces, with holes and unwritten blocks; the tree needs a leaf in one case.
+// The same file with its bytes in the inode: in i_block, and in an xattr there.
+FileModel make_inline_file(Volume& volume, const std::string& path, std::mt19937_64& random) {
+    FileModel model = make_file(volume, path, kInlineBytes, {}, random);
+    model.bytes = random_bytes(kInlineBytes, random);
+    Transaction transaction(volume);
+    ext2_inode inode = must(read_file(volume, model.inode)).inode;
+    inode.i_flags = (inode.i_flags & ~EXT4_EXTENTS_FL) | EXT4_INLINE_DATA_FL;
+    if (ext2fs_write_inode(volume.fs(), model.inode, &inode) != 0 ||
+        ext2fs_inline_data_init(volume.fs(), model.inode) != 0 ||
+        ext2fs_inline_data_set(volume.fs(), model.inode, nullptr, model.bytes.data(),
+                               model.bytes.size()) != 0)
+        throw std::runtime_error("can't put the bytes into the inode");
+    must(transaction.commit());
+    return model;
+}
+
+// Misaligned, in pieces, with holes and unwritten blocks; the tree needs a leaf in some cases.
+std::vector<Piece> pieces_of(const Case& it) {
     std::vector<Piece> pieces{{0, 5}, {5, 3}, {21, 4}};
     if (it.kind != Kind::Indirect) pieces.push_back({25, 6, MapState::Unwritten});
     if (it.kind == Kind::Tree || it.kind == Kind::Again) {
         for (uint64_t i = 0; i < 5; ++i) pieces.push_back({40 + 20 * i, 2});
     }
+    // These fill clusters in part; a whole one stays unless the unit is larger.
+    if (const uint64_t cluster = it.layout.cluster; cluster > 1)
+        pieces.push_back({10 * cluster, cluster});
+    return pieces;
+}
+
+Start prepare(const Case& it) {
+    const uint64_t block = it.layout.block;
+    std::mt19937_64 random(block);
+    auto arguments = it.layout.in_groups();
+    // Without room for xattrs in the inode: the unit goes where the others are.
+    if (it.kind == Kind::Tree) arguments.insert(arguments.end(), {"-I", "128"});
+    Start start;
+    start.unit = Bytes(it.unit);
+    start.image = make_atomic4(it.layout.size, arguments);
+    ImageDevice device(start.image);
+    const auto volume = must(open_any(device, OpenFor::Write));
+    start.bystander = make_file(*volume, "/bystander", 8 * block, {{0, 3}, {3, 5}}, random);
+    const auto pieces = pieces_of(it);
     const uint64_t last = pieces.back().lblk + pieces.back().length;
-    start.file = make_file(*volume, "/file", last * it.block - 100, pieces, random);
+    start.file = it.kind == Kind::Inline
+                     ? make_inline_file(*volume, "/file", random)
+                     : make_file(*volume, "/file", last * block - 100, pieces, random);
     const ext2_ino_t number = start.file.inode;
     {
         Transaction transaction(*volume);
         must(write_xattr(volume->fs(), number, "user.other", kOthers));
         must(transaction.commit());
     }
+    const FileState file = must(read_file(*volume, number));
     // What is left of the last block is zero, as the kernel keeps it.
-    const auto runs = must(map_range(*volume, number, must(read_file(*volume, number)).inode,
-                                     Lblk(last - 1), Blocks(1)));
-    if (runs[0].state == MapState::Written)
-        must(volume->device().zero(ByteOffset((runs[0].pblk.value() + 1) * it.block - 100),
-                                   Bytes(100)));
+    if (!is_inline(file)) {
+        const auto runs = must(map_range(*volume, number, file.inode, Lblk(last - 1), Blocks(1)));
+        if (runs[0].state == MapState::Written)
+            must(volume->device().zero(ByteOffset((runs[0].pblk.value() + 1) * block - 100),
+                                       Bytes(100)));
+    }
     if (it.kind == Kind::Indirect) make_indirect(*volume, number);
-    if (it.kind == Kind::Again) must(adopt_file(*volume, number, Bytes(2 * it.block)));
+    if (it.kind == Kind::Again) must(adopt_file(*volume, number, Bytes(2 * block)));
     start.old = mapping_of_file(*volume, must(read_file(*volume, number)));
     return start;
 }
 
 Result<AdoptReport> adopt(Device& device, const Start& start) {
     const OpenVolume opened = A4_TRY(open_for_writing(borrowed(device)));
-    return adopt_file(*opened.volume, start.file.inode, Bytes(kUnit));
+    return adopt_file(*opened.volume, start.file.inode, start.unit);
 }
 
-std::string same_bytes(Volume& volume, const FileModel& model, bool generation_too = true) {
-    const auto file = read_file(volume, model.inode,
-                                generation_too ? std::optional(model.generation) : std::nullopt);
-    if (!file) return model.path + ": " + file.error().message;
-    if (file->size != Bytes(model.bytes.size())) return model.path + ": its size has changed";
-    const uint64_t block = volume.block_size().value();
-    Image bytes(round_up(model.bytes.size(), block));
-    const auto mapped =
-        map_range(volume, file->number, file->inode, Lblk(0), Blocks(bytes.size() / block));
-    if (!mapped) return model.path + ": " + mapped.error().message;
-    for (const Mapping& m : *mapped) {
-        if (m.state != MapState::Written) continue;
-        must(volume.device().read(
-            ByteOffset(m.pblk.value() * block),
-            std::span(bytes).subspan(m.lblk.value() * block, m.length.value() * block)));
+// Blocks of the file that a bitmap calls free: they would become another file's. From a bitmap that
+// a cut has torn nobody takes any.
+std::string called_free(Volume& volume, const FileState& file) {
+    std::vector<PblkRun> runs;
+    for (const Mapping& m : mapping_of_file(volume, file)) runs.push_back({m.pblk, m.length});
+    if (file.extent_mapped()) {
+        for (const Pblk node : must(tree_blocks(volume, file.number, file.inode)))
+            runs.push_back({node, Blocks(1)});
     }
-    bytes.resize(model.bytes.size());
-    return bytes == model.bytes ? std::string() : model.path + ": its bytes have changed";
+    if (const Pblk xattrs(ext2fs_file_acl_block(volume.fs(), &file.inode)); xattrs != Pblk(0))
+        runs.push_back({xattrs, Blocks(1)});
+    for (const PblkRun& run : runs) {
+        for (uint64_t i = 0; i < run.length.value(); ++i) {
+            if (must(volume.allocator().is_free(run.start + Blocks(i))))
+                return fmt::format("inode {}: its block {} is called free", file.number,
+                                   run.start + Blocks(i));
+        }
+    }
+    return {};
 }
 
 // What holds before the power comes back, after e2fsck, and at the end.
@@ -147,15 +186,23 @@ std::string judge_files(Image& image, const Start& start, bool* is_new) {
     Volume& volume = **opened;
     for (const FileModel* model : {&start.file, &start.bystander}) {
         if (auto wrong = same_bytes(volume, *model); !wrong.empty()) return wrong;
+        const FileState state = must(read_file(volume, model->inode));
+        if (auto wrong = called_free(volume, state); !wrong.empty()) return wrong;
     }
     const auto other = read_xattr(volume.fs(), start.file.inode, "user.other");
     if (!other) return "xattrs: " + other.error().message;
     if (*other != kOthers) return "an xattr has changed";
     const auto file = read_file(volume, start.file.inode);
     if (!file) return file.error().message;
-    const auto layout = check_layout(volume, *file, Bytes(kUnit));
-    if (!layout) return layout.error().message;
-    *is_new = file->atomic && file->unit == Bytes(kUnit) && layout->problems == 0;
+    *is_new = file->atomic && file->unit == start.unit && !is_inline(*file);
+    const auto beyond_i_block = read_xattr(volume.fs(), start.file.inode, "system.data");
+    if (!beyond_i_block) return "xattrs: " + beyond_i_block.error().message;
+    if (beyond_i_block->has_value() != is_inline(*file)) return "half of its data is in the inode";
+    if (*is_new) {
+        const auto layout = check_layout(volume, *file, start.unit);
+        if (!layout) return layout.error().message;
+        *is_new = layout->problems == 0;
+    }
     if (!*is_new && mapping_of_file(volume, *file) != start.old)
         return "a layout that is neither the old nor the new one";
     return {};
@@ -192,12 +239,32 @@ std::string judge(Image& image, const Start& start, bool e2fsck_first) {
 }
 
 constexpr Case kCases[] = {
-    {"block1024_extents", 1024, Kind::Extents},   {"block4096_extents", 4096, Kind::Extents},
-    {"block1024_tree", 1024, Kind::Tree},         {"block4096_tree", 4096, Kind::Tree},
-    {"block1024_indirect", 1024, Kind::Indirect}, {"block4096_indirect", 4096, Kind::Indirect},
-    {"block1024_another_unit", 1024, Kind::Again}};
+    {"block1024_extents", kBlocks1k, Kind::Extents},
+    {"block4096_extents", kBlocks4k, Kind::Extents},
+    {"block1024_tree", kBlocks1k, Kind::Tree},
+    {"block4096_tree", kBlocks4k, Kind::Tree},
+    {"block1024_indirect", kBlocks1k, Kind::Indirect},
+    {"block4096_indirect", kBlocks4k, Kind::Indirect},
+    {"block1024_another_unit", kBlocks1k, Kind::Again},
+    // Units smaller than a cluster of 16 KiB, equal and larger.
+    {"bigalloc_unit8k", kBigalloc, Kind::Extents, 8192, 4, Short::Cuts},
+    {"bigalloc_unit16k", kBigalloc, Kind::Tree, 16384, 4},
+    {"bigalloc_unit64k", kBigalloc, Kind::Tree, 65536, 4, Short::Cuts},
+    {"bigalloc_another_unit", kBigalloc, Kind::Again, 65536, 4, Short::Nothing},
+    {"inline_data", kInlineData, Kind::Inline, 16384, 4},
+    {"inline_data_bigalloc", kInlineBigalloc, Kind::Inline, 8192, 4, Short::Cuts},
+    {"block65536_unit64k", kBlocks64k, Kind::Extents, 65536, 4, Short::Cuts},
+    {"block65536_unit128k", kBlocks64k, Kind::Tree, 131072, 4, Short::Cuts}};
+
+std::vector<Case> cases_for(Short wanted) {
+    std::vector<Case> cases;
+    std::ranges::copy_if(kCases, std::back_inserter(cases),
+                         [&](const Case& it) { return long_run() || it.in_short <= wanted; });
+    return cases;
+}
 
 class AdoptCrash : public ::testing::TestWithParam<Case> {};
+class AdoptFault : public AdoptCrash {};
 
 TEST_P(AdoptCrash, EveryMoment) {
     const Start start = prepare(GetParam());
@@ -206,8 +273,9 @@ TEST_P(AdoptCrash, EveryMoment) {
     const auto done = adopt(device, start);
     ASSERT_TRUE(done) << done.error().message;
     ASSERT_TRUE(done->changed);
-    const int fates = long_run() ? 64 : 16;  // none kept, all kept, and random ones
-    std::mt19937_64 random(GetParam().block);
+    // None kept, all kept, and random ones.
+    const int fates = long_run() ? 64 : GetParam().fates;
+    std::mt19937_64 random(GetParam().layout.block);
     Image image;
     size_t images = 0;
     int failures = 0;
@@ -226,7 +294,7 @@ TEST_P(AdoptCrash, EveryMoment) {
 }
 
 // Every I/O fails once: the right result, or an error and the file as it was.
-TEST_P(AdoptCrash, EveryFault) {
+TEST_P(AdoptFault, EveryFault) {
     const Start start = prepare(GetParam());
     FaultOperation operation;
     operation.name = std::string("adopt ") + GetParam().name;
@@ -254,8 +322,13 @@ TEST_P(AdoptCrash, EveryFault) {
     run_with_every_fault(operation);
 }
 
-INSTANTIATE_TEST_SUITE_P(Files, AdoptCrash, ::testing::ValuesIn(kCases),
-                         [](const auto& info) { return std::string(info.param.name); });
+std::string name_of(const ::testing::TestParamInfo<Case>& info) {
+    return info.param.name;
+}
+
+INSTANTIATE_TEST_SUITE_P(Files, AdoptCrash, ::testing::ValuesIn(cases_for(Short::Cuts)), name_of);
+INSTANTIATE_TEST_SUITE_P(Files, AdoptFault, ::testing::ValuesIn(cases_for(Short::CutsAndFaults)),
+                         name_of);
 
 }  // namespace
 }  // namespace atomic4::test

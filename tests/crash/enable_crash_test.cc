@@ -17,13 +17,6 @@ constexpr uint64_t kUnit = 16384;
 constexpr int kFates = 8;  // of each cut: none kept, all kept, and random ones
 constexpr size_t kImagesPerFsck = 2;
 
-Result<std::unique_ptr<Volume>> open_any(Device& device, OpenFor purpose) {
-    VolumeOptions options;
-    options.purpose = purpose;
-    options.require_atomic4 = false;
-    return Volume::open(borrowed(device), options);
-}
-
 // Every copy of the superblock says the same.
 std::string gate_everywhere(Device& device, bool wanted) {
     const auto volume = open_any(device, OpenFor::Inspect);
@@ -34,23 +27,6 @@ std::string gate_everywhere(Device& device, bool wanted) {
             return fmt::format("the gate bit of the copy in group {} is wrong", backup.group);
     }
     return {};
-}
-
-std::string same_bytes(Device& device, const FileModel& model) {
-    const auto volume = open_any(device, OpenFor::Read);
-    if (!volume) return volume.error().message;
-    const auto file = read_file(**volume, model.inode, model.generation);
-    if (!file) return model.path + ": " + file.error().message;
-    const auto runs = locate_range(**volume, *file, ByteOffset(0), file->size);
-    if (!runs) return model.path + ": " + runs.error().message;
-    std::vector<std::byte> bytes;
-    for (const DeviceRun& run : *runs) {
-        std::vector<std::byte> part(run.length.value());
-        if (const auto done = device.read(run.device_offset, part); !done)
-            return done.error().message;
-        bytes.insert(bytes.end(), part.begin(), part.end());
-    }
-    return bytes == model.bytes ? std::string() : model.path + ": its bytes have changed";
 }
 
 enum class What { Enable, Disable, DisableForce, Create, Release };
@@ -186,7 +162,7 @@ std::string judge_end(Image& image, const Start& start, What what) {
         if (file->atomic || file->unit) return "the file is not released";
     }
     if (on && !open_for_writing(borrowed(device))) return "it does not open for writing";
-    return same_bytes(device, start.bystander);
+    return same_bytes(**volume, start.bystander);
 }
 
 std::string judge(Image& image, const Start& start, What what, bool with_e2fsck) {
@@ -206,7 +182,9 @@ std::string judge(Image& image, const Start& start, What what, bool with_e2fsck)
     const Fsck fsck = e2fsck(image, {"-fy"}, &image);
     if (fsck.status > 1) return "e2fsck can't repair it: " + fsck.output;
     if (auto rest = fsck_complaints(image); !rest.empty()) return "after a repair: " + rest;
-    return same_bytes(device, start.bystander);
+    const auto volume = open_any(device, OpenFor::Read);
+    if (!volume) return volume.error().message;
+    return same_bytes(**volume, start.bystander);
 }
 
 class EnableCrash : public ::testing::TestWithParam<std::tuple<uint64_t, Case>> {};

@@ -16,6 +16,8 @@
 #include "support/bytes.h"
 #include "support/crash_scenario.h"
 #include "support/fault_driver.h"
+#include "support/small_layouts.h"
+#include "unit/volume_fixture.h"
 
 namespace atomic4::test {
 namespace {
@@ -60,16 +62,12 @@ uint64_t leaf_file_pieces(uint64_t block) {
     return (block - 16) / 12 + 20;
 }
 
-Prepared prepare_files(uint64_t block, std::mt19937_64& random, uint64_t more_room = 0) {
+Prepared prepare_files(const SmallLayout& layout, std::mt19937_64& random, uint64_t more_room = 0) {
     EnableOptions options;
     options.unit = Bytes(kUnit);
     options.log_size = Bytes(kLogSize);
-    const std::string bs = std::to_string(block);
-    // With 4 KiB blocks the journal would be the whole volume.
-    const uint64_t size = (4 << 20) + more_room;
-    std::vector<std::string> arguments{"-b", bs, "-N", "64"};
-    if (block == 4096) arguments.insert(arguments.end(), {"-O", "^has_journal"});
-    MemoryDevice memory(make_atomic4(size, arguments, options));
+    const uint64_t block = layout.block;
+    MemoryDevice memory(make_dirty_atomic4(layout.size + more_room, layout.arguments, options));
     auto opened = open_for_writing(borrowed(memory));
     if (!opened) throw std::runtime_error(opened.error().message);
     Volume& volume = *opened->volume;
@@ -362,24 +360,29 @@ void judge_every_cut(Scenario& scenario, uint64_t seed) {
 }
 
 struct Case {
-    uint64_t block;
+    const SmallLayout& layout;
     uint64_t seed;
     Session::Payload payload;
 };
 
 void PrintTo(const Case& it, std::ostream* out) {
-    *out << fmt::format("block{}_{}_seed{}", it.block,
+    *out << fmt::format("{}_{}_seed{}", it.layout.name,
                         it.payload == Session::Payload::Random ? "random" : "headers", it.seed);
 }
 
 std::vector<Case> cases() {
     std::vector<Case> cases;
     const uint64_t seeds = long_run() ? 12 : 2;
-    for (const uint64_t block : {1024, 4096}) {
+    for (const SmallLayout* layout : {&kBlocks1k, &kBlocks4k}) {
         for (uint64_t seed = 1; seed <= seeds; ++seed) {
-            cases.push_back({block, seed, Session::Payload::Random});
-            cases.push_back({block, seed + 1000, Session::Payload::Headers});
+            cases.push_back({*layout, seed, Session::Payload::Random});
+            cases.push_back({*layout, seed + 1000, Session::Payload::Headers});
         }
+    }
+    for (const SmallLayout* layout : {&kBigalloc, &kInlineBigalloc, &kInlineData}) {
+        if (layout == &kInlineData && !long_run()) continue;
+        for (uint64_t seed = 1; seed <= seeds / 2; ++seed)
+            cases.push_back({*layout, seed + 100, Session::Payload::Random});
     }
     return cases;
 }
@@ -389,7 +392,7 @@ class PowerCut : public ::testing::TestWithParam<Case> {};
 TEST_P(PowerCut, EveryMomentOfASession) {
     const Case& it = GetParam();
     std::mt19937_64 random(it.seed);
-    Session session(prepare_files(it.block, random), it.seed, it.payload);
+    Session session(prepare_files(it.layout, random), it.seed, it.payload);
     session.run(60);
     judge_every_cut(session.scenario, it.seed);
 }
@@ -400,13 +403,13 @@ INSTANTIATE_TEST_SUITE_P(Sessions, PowerCut, ::testing::ValuesIn(cases()),
 // A file whose tree has two levels (above 4 × 84 extents with 1 KiB blocks, 4 × 340 with 4 KiB): a
 // node that changes, because a hole is mapped or the file grows, moves to a new block with all that
 // lead to it, so no cut tears mappings that were there before.
-class DeepTree : public ::testing::TestWithParam<uint64_t> {};
+class DeepTree : public ::testing::TestWithParam<SmallLayout> {};
 
 TEST_P(DeepTree, NoCutTearsIt) {
-    const uint64_t block = GetParam();
+    const uint64_t block = GetParam().block;
     const uint64_t extents = block == 1024 ? 400 : 1450;
     std::mt19937_64 random(7);
-    Prepared it = prepare_files(block, random, extents * 2 * block);
+    Prepared it = prepare_files(GetParam(), random, extents * 2 * block);
     {
         ImageDevice device(it.image);
         const auto opened = open_for_writing(borrowed(device));
@@ -443,7 +446,33 @@ TEST_P(DeepTree, NoCutTearsIt) {
     EXPECT_GT(images, 200u);
 }
 
-INSTANTIATE_TEST_SUITE_P(BlockSizes, DeepTree, ::testing::Values(1024, 4096),
+INSTANTIATE_TEST_SUITE_P(BlockSizes, DeepTree, ::testing::Values(kBlocks1k, kBlocks4k),
+                         ::testing::PrintToStringParamName());
+
+// Preallocation in a directory that grows: out of its inode where it lies there, then by a block,
+// which with bigalloc its cluster has already. Free blocks hold garbage, so what is not zeroed
+// shows.
+class Preallocation : public ::testing::TestWithParam<SmallLayout> {};
+
+TEST_P(Preallocation, EveryMoment) {
+    std::mt19937_64 random(1);
+    Prepared it = prepare_files(GetParam(), random);
+    it.image = debugfs(it.image, {"mkdir made"});
+    Scenario scenario(std::move(it.image), std::move(it.files));
+    const uint64_t block = GetParam().block;
+    size_t length = 10;  // has room in the inode, the longer ones don't
+    for (const uint64_t unit : {block, 2 * block, 8 * block, kUnit, 4 * kUnit}) {
+        const size_t file =
+            scenario.create(fmt::format("/made/{:0>{}}", unit, length), 3 * unit - 100, unit);
+        scenario.write(file, unit, random_bytes(block, random));
+        length = 250;
+    }
+    scenario.close();
+    judge_every_cut(scenario, 1);
+}
+
+INSTANTIATE_TEST_SUITE_P(Layouts, Preallocation,
+                         ::testing::Values(kBlocks1k, kBigalloc, kInlineData, kInlineBigalloc),
                          ::testing::PrintToStringParamName());
 
 }  // namespace

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <map>
 #include <stdexcept>
 
 #include "ext4/errcode.h"
@@ -35,6 +36,68 @@ std::string compare(const FileModel& model, const std::vector<std::byte>& found)
     return {};
 }
 
+// Where the blocks of a file under construction are put: cluster by cluster, as ext4 does it; a
+// cluster is a block without bigalloc.
+class ClusterMap {
+  public:
+    explicit ClusterMap(Volume& volume)
+        : volume_(volume), cluster_(uint64_t{1} << volume.allocator().cluster_order()) {}
+
+    std::vector<PblkRun> place(const Piece& piece) {
+        const uint64_t end = (piece.lblk + piece.length + cluster_ - 1) / cluster_;
+        std::vector<uint64_t> missing;
+        for (uint64_t at = piece.lblk / cluster_; at < end; ++at) {
+            if (!place_.contains(at)) missing.push_back(at);
+        }
+        auto next = missing.begin();
+        for (const PblkRun& run :
+             value_of(volume_.allocator().allocate_units(0, missing.size(), Pblk(64)), "place")) {
+            for (uint64_t at = 0; at < run.length.value(); at += cluster_)
+                place_[*next++] = run.start + Blocks(at);
+        }
+        std::vector<PblkRun> runs;
+        for (uint64_t lblk = piece.lblk; lblk < piece.lblk + piece.length; ++lblk) {
+            const Pblk pblk = place_[lblk / cluster_] + Blocks(lblk % cluster_);
+            if (!runs.empty() && runs.back().start + runs.back().length == pblk)
+                runs.back().length += Blocks(1);
+            else
+                runs.push_back({pblk, Blocks(1)});
+        }
+        return runs;
+    }
+
+    size_t clusters() const { return place_.size(); }
+
+  private:
+    Volume& volume_;
+    uint64_t cluster_;
+    std::map<uint64_t, Pblk> place_;  // by number of the cluster in the file
+};
+
+Result<std::vector<std::byte>> stored_bytes(Volume& volume, const FileState& file) {
+    const uint64_t block = volume.block_size().value();
+    const size_t size = file.size.value();
+    std::vector<std::byte> bytes(std::max<uint64_t>(round_up(size, block), block));
+    if ((file.inode.i_flags & EXT4_INLINE_DATA_FL) != 0) {
+        ext2_inode inode = file.inode;
+        size_t length = 0;
+        A4_CHECK(check_errcode(
+            ext2fs_inline_data_get(volume.fs(), file.number, &inode, bytes.data(), &length),
+            "inline data"));
+        if (length < size) return fail(EUCLEAN, "{} bytes of {} in the inode", length, size);
+    } else {
+        for (const Mapping& m : A4_TRY(map_range(volume, file.number, file.inode, Lblk(0),
+                                                 Blocks(round_up(size, block) / block)))) {
+            if (m.state != MapState::Written) continue;
+            A4_CHECK(volume.device().read(
+                ByteOffset(m.pblk.value() * block),
+                std::span(bytes).subspan(m.lblk.value() * block, m.length.value() * block)));
+        }
+    }
+    bytes.resize(size);
+    return bytes;
+}
+
 }  // namespace
 
 void FileModel::write(uint64_t offset, std::span<const std::byte> data) {
@@ -66,12 +129,10 @@ FileModel make_file(Volume& volume, const std::string& path, uint64_t size,
     model.unsure.resize((size + kSector - 1) / kSector);
     ext2_inode inode{};
     value_of(check_errcode(ext2fs_read_inode(volume.fs(), staged.number, &inode), path), path);
-    uint64_t blocks = 0;
+    ClusterMap clusters(volume);
     for (const Piece& piece : pieces) {
-        std::vector<PblkRun> runs =
-            value_of(volume.allocator().allocate_units(0, piece.length, Pblk(64)), path);
         uint64_t lblk = piece.lblk;
-        for (const PblkRun& run : runs) {
+        for (const PblkRun& run : clusters.place(piece)) {
             value_of(set_mapping(volume, staged.number, &inode, Lblk(lblk), run, piece.state),
                      path);
             // Unwritten blocks hold rubbish that must never show.
@@ -84,15 +145,24 @@ FileModel make_file(Volume& volume, const std::string& path, uint64_t size,
             }
             lblk += run.length.value();
         }
-        blocks += piece.length;
     }
-    value_of(check_errcode(ext2fs_iblk_add_blocks(volume.fs(), &inode, blocks), path), path);
+    value_of(check_errcode(ext2fs_iblk_add_blocks(volume.fs(), &inode, clusters.clusters()), path),
+             path);
     value_of(check_errcode(
                  ext2fs_inode_size_set(volume.fs(), &inode, static_cast<ext2_off64_t>(size)), path),
              path);
     value_of(check_errcode(ext2fs_write_inode(volume.fs(), staged.number, &inode), path), path);
     value_of(transaction.commit(), path);
     return model;
+}
+
+std::string same_bytes(Volume& volume, const FileModel& model) {
+    const auto file = read_file(volume, model.inode, model.generation);
+    if (!file) return model.path + ": " + file.error().message;
+    if (file->size != Bytes(model.bytes.size())) return model.path + ": its size has changed";
+    const auto bytes = stored_bytes(volume, *file);
+    if (!bytes) return model.path + ": " + bytes.error().message;
+    return *bytes == model.bytes ? std::string() : model.path + ": its bytes have changed";
 }
 
 Scenario::Scenario(Image image, std::vector<FileModel> files)

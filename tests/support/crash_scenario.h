@@ -42,9 +42,13 @@ struct Piece {
     MapState state = MapState::Written;
 };
 // Makes a regular file without the atomic flag, of these pieces, written ones filled at random.
-// Each piece is a run of its own on the device. Throws.
+// Each piece is a run of its own on the device; with bigalloc, each of its clusters that no piece
+// before it has begun. Throws.
 FileModel make_file(Volume& volume, const std::string& path, uint64_t size,
                     const std::vector<Piece>& pieces, std::mt19937_64& random);
+
+// The file as the volume stores it, in blocks or in its inode. Empty, or what has changed.
+std::string same_bytes(Volume& volume, const FileModel& model);
 
 struct ModelRange {
     size_t file;

@@ -14,13 +14,6 @@ const std::vector<std::string> kArguments{"-b", "1024", "-g", "1024", "-N", "64"
 
 }  // namespace
 
-Result<std::unique_ptr<Volume>> open_any(Device& device, OpenFor purpose) {
-    VolumeOptions options;
-    options.purpose = purpose;
-    options.require_atomic4 = false;
-    return Volume::open(borrowed(device), options);
-}
-
 FaultFiles make_fault_files(bool enabled) {
     std::mt19937_64 random(42);
     FaultFiles files;
@@ -58,22 +51,7 @@ std::string files_hold(Image& image, const std::vector<FileModel>& models) {
     const auto volume = open_any(device, OpenFor::Read);
     if (!volume) return volume.error().message;
     for (const FileModel& model : models) {
-        const auto file = read_file(**volume, model.inode, model.generation);
-        if (!file) return model.path + ": " + file.error().message;
-        if (file->size.value() != model.bytes.size()) return model.path + ": its size changed";
-        std::vector<std::byte> bytes(model.bytes.size());
-        const auto mappings = map_range(**volume, file->number, file->inode, Lblk(0),
-                                        Blocks((bytes.size() + kFaultBlock - 1) / kFaultBlock));
-        if (!mappings) return model.path + ": " + mappings.error().message;
-        for (const Mapping& mapping : *mappings) {
-            if (mapping.state != MapState::Written) continue;
-            const uint64_t at = mapping.lblk.value() * kFaultBlock;
-            const uint64_t n = std::min(mapping.length.value() * kFaultBlock, bytes.size() - at);
-            const auto done = device.read(ByteOffset(mapping.pblk.value() * kFaultBlock),
-                                          std::span(bytes).subspan(at, n));
-            if (!done) return done.error().message;
-        }
-        if (bytes != model.bytes) return model.path + ": its bytes changed";
+        if (auto wrong = same_bytes(**volume, model); !wrong.empty()) return wrong;
     }
     return {};
 }

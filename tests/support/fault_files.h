@@ -13,9 +13,6 @@ inline constexpr uint64_t kFaultBlock = 1024;
 inline constexpr uint64_t kFaultUnit = 16384;
 inline constexpr uint64_t kFaultSize = 4 << 20;
 
-// Whatever ext4 it is, atomic4 or not.
-Result<std::unique_ptr<Volume>> open_any(Device& device, OpenFor purpose);
-
 // A volume with a few files whose bytes are known. Atomic ones are there only if it is enabled.
 struct FaultFiles {
     Image image;

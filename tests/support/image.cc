@@ -97,6 +97,13 @@ std::unique_ptr<Device> borrowed(Device& device) {
     return std::make_unique<ForwardingDevice>(device);
 }
 
+Result<std::unique_ptr<Volume>> open_any(Device& device, OpenFor purpose) {
+    VolumeOptions options;
+    options.purpose = purpose;
+    options.require_atomic4 = false;
+    return Volume::open(borrowed(device), options);
+}
+
 Image make_ext4(uint64_t size, const std::vector<std::string>& arguments) {
     static std::map<std::pair<uint64_t, std::vector<std::string>>, Image> made;
     auto& image = made[{size, arguments}];
@@ -117,10 +124,7 @@ Image make_ext4(uint64_t size, const std::vector<std::string>& arguments) {
 Image make_atomic4(uint64_t size, const std::vector<std::string>& arguments,
                    const EnableOptions& options) {
     MemoryDevice memory(make_ext4(size, arguments));
-    VolumeOptions how;
-    how.purpose = OpenFor::Write;
-    how.require_atomic4 = false;
-    auto volume = Volume::open(borrowed(memory), how);
+    auto volume = open_any(memory, OpenFor::Write);
     if (!volume) throw std::runtime_error(volume.error().message);
     if (const auto plan = enable(**volume, options); !plan)
         throw std::runtime_error(plan.error().message);

@@ -71,4 +71,7 @@ class ImageDevice final : public Device {
 // A Device that passes everything on to another that the test owns.
 std::unique_ptr<Device> borrowed(Device& device);
 
+// Whatever ext4 is on it, atomic4 or not.
+Result<std::unique_ptr<Volume>> open_any(Device& device, OpenFor purpose);
+
 }  // namespace atomic4::test

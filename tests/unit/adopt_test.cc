@@ -607,6 +607,75 @@ TEST_F(AdoptTest, RefusesBlocksThatAreNotTheFilesOwn) {
     adopt_and_judge(number, "/f", kUnit);
 }
 
+// What e2fsck would make right by another size; with this one blocks would be given up.
+TEST_F(AdoptTest, RefusesSizesThatAreWrong) {
+    open_default();
+    const ext2_ino_t number = craft("/f", 16 * block, 0, {{0, 16, 3}});
+    const auto with_size = [&](uint64_t size) {
+        Transaction transaction(*volume);
+        ext2_inode inode{};
+        must(check_errcode_ok(ext2fs_read_inode(volume->fs(), number, &inode)));
+        inode.i_size = static_cast<uint32_t>(size);
+        inode.i_size_high = static_cast<uint32_t>(size >> 32);
+        must(check_errcode_ok(ext2fs_write_inode(volume->fs(), number, &inode)));
+        must(transaction.commit());
+    };
+    for (const uint64_t size : {~uint64_t{0}, ~uint64_t{0} >> 1, (uint64_t{1} << 32) * block}) {
+        with_size(size);
+        const Image before = image();
+        const auto done = adopt_file(*volume, number, Bytes(kUnit));
+        EXPECT_EQ(code_of(done), EUCLEAN) << size;
+        EXPECT_THAT(message_of(done), HasSubstr("none that a file can have: run e2fsck"));
+        EXPECT_TRUE(image() == before);
+    }
+    with_size(15 * block);
+    expect_refused(number, Bytes(kUnit), EUCLEAN, "written blocks beyond its end");
+    with_size(15 * block + 1);
+    EXPECT_TRUE(must(adopt_file(*volume, number, Bytes(kUnit))).changed);
+}
+
+// A bitmap that can't be trusted doesn't say whose the blocks are, and could not take them back.
+TEST_F(AdoptTest, RefusesBlocksUnderADamagedBitmap) {
+    open_default();
+    const ext2_ino_t number = craft("/f", 16 * block, 0, {{0, 16, 3}});
+    const auto mapped = must(map_range(*volume, number, state(number).inode, Lblk(0), Blocks(16)));
+    const dgrp_t group = ext2fs_group_of_blk2(volume->fs(), mapped[0].pblk.value());
+    const uint64_t bitmap = ext2fs_block_bitmap_loc(volume->fs(), group);
+    Image damaged = image();
+    damaged[bitmap * block + 20] ^= std::byte{4};
+    open(std::move(damaged));
+    expect_refused(number, Bytes(kUnit), EUCLEAN, "bitmap");
+}
+
+// Torn where it stands, a block of xattrs would take the others with it.
+TEST_F(AdoptTest, ReleasingLeavesTheOldXattrBlock) {
+    open(make_atomic4(8 << 20, {"-b", "1024", "-I", "128"}));
+    const ext2_ino_t number = must(create_atomic_file(*volume, "/f", {Bytes(65536), Bytes(kUnit)}));
+    {
+        Transaction transaction(*volume);
+        must(write_xattr(volume->fs(), number, "user.other", "kept"));
+        must(transaction.commit());
+    }
+    const auto acl_block = [&] {
+        const FileState now = state(number);
+        return ext2fs_file_acl_block(volume->fs(), &now.inode);
+    };
+    const uint64_t old = acl_block();
+    ASSERT_NE(old, 0u);
+    const Image before = image();
+    const uint64_t free = free_blocks();
+    EXPECT_TRUE(must(release_if_atomic(*volume, number)));
+    EXPECT_NE(acl_block(), old);
+    EXPECT_EQ(free_blocks(), free);
+    const Image after = image();
+    EXPECT_TRUE(std::equal(before.begin() + static_cast<std::ptrdiff_t>(old * block),
+                           before.begin() + static_cast<std::ptrdiff_t>((old + 1) * block),
+                           after.begin() + static_cast<std::ptrdiff_t>(old * block)));
+    EXPECT_EQ(must(read_xattr(volume->fs(), number, "user.other")), "kept");
+    EXPECT_EQ(must(read_xattr(volume->fs(), number, kUnitXattr)), std::nullopt);
+    EXPECT_EQ(fsck_complaints(image()), "");
+}
+
 TEST_F(AdoptTest, RefusesDamagedIndirectBlocks) {
     open_default();
     const ext2_ino_t number = craft("/f", 0, 0, {});

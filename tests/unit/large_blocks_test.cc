@@ -1,7 +1,8 @@
 // Blocks of 64 KiB: owned only, since x86 kernels mount none larger than a page. e2fsck is the
 // judge.
 #include "ext4/zone_index.h"
-#include "unit/volume_fixture.h"
+#include "unit/layout_fixture.h"
+#include "writer/adopt.h"
 
 namespace atomic4::test {
 namespace {
@@ -54,6 +55,42 @@ TEST(LargeBlocks, ZonesFitTheirIndex) {
     EXPECT_EQ(code_of(volume->allocator().allocate(volume->allocator().max_order(), Pblk(0))),
               ENOSPC);
 }
+
+// Misaligned, in pieces, with holes, unwritten blocks before EOF and beyond it.
+class AdoptLargeBlocks : public LayoutTest, public testing::WithParamInterface<uint64_t> {};
+
+TEST_P(AdoptLargeBlocks, KeepsTheContents) {
+    const Bytes unit(GetParam());
+    open(make_dirty_atomic4(kSize / 2, {"-b", "65536"}));
+    const uint64_t size = 30 * kBlock - 100;
+    const ext2_ino_t number = craft("/file", size, 0,
+                                    {{0, 3, 1},
+                                     {3, 5, 8},
+                                     {9, 2, 40, MapState::Unwritten},
+                                     {16, 4, 16},
+                                     {29, 1, 77},
+                                     {32, 2, 90, MapState::Unwritten}});
+    // What is left of the last block is zero, as the kernel keeps it.
+    const auto last = must(map_range(*volume, number, state(number).inode, Lblk(29), Blocks(1)));
+    must(volume->device().zero(ByteOffset((last[0].pblk.value() + 1) * kBlock - 100), Bytes(100)));
+    ASSERT_EQ(fsck_complaints(image()), "");
+    const Image before = dump_file(image(), "/file");
+    ASSERT_EQ(before.size(), size);
+
+    const AdoptReport report = must(adopt_file(*volume, number, unit));
+    EXPECT_TRUE(report.changed);
+    EXPECT_EQ(report.units_moved > 0, unit > Bytes(kBlock)) << "a block is aligned by itself";
+    EXPECT_TRUE(state(number).atomic);
+    EXPECT_EQ(state(number).unit, unit);
+    EXPECT_TRUE(faults(number, unit.value()).empty());
+    EXPECT_TRUE(dump_file(image(), "/file") == before);
+    EXPECT_TRUE(content(number) == before) << "we read something else than debugfs";
+    EXPECT_EQ(fsck_complaints(image()), "");
+    EXPECT_FALSE(must(adopt_file(*volume, number, unit)).changed);
+}
+
+INSTANTIATE_TEST_SUITE_P(Units, AdoptLargeBlocks, testing::Values(kBlock, 2 * kBlock, 16 * kBlock),
+                         testing::PrintToStringParamName());
 
 // A primary superblock with a wrong checksum is proved against a copy, wherever blocks put that.
 TEST(LargeBlocks, SuperblockRepair) {

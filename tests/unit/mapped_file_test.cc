@@ -1,6 +1,7 @@
 // Files that are mapped in unusual ways: by deep trees, by indirect blocks, by damage.
 #include <random>
 
+#include "ext4/layout_plan.h"
 #include "unit/layout_fixture.h"
 
 namespace atomic4::test {
@@ -167,6 +168,20 @@ TEST_F(MappedFile, IndirectFiles) {
     ASSERT_FALSE(state(number).extent_mapped());
     EXPECT_TRUE(content(number) == model);
     EXPECT_EQ(fsck_complaints(image()), "");
+    // All of it at once, up to where the last hole could end, and block by block.
+    std::vector<Mapping> blocks;
+    for (uint64_t i = 0; i < 700; ++i) {
+        const auto one = must(map_range(*volume, number, state(number).inode, Lblk(i), Blocks(1)));
+        blocks.insert(blocks.end(), one.begin(), one.end());
+    }
+    const auto whole =
+        must(map_range(*volume, number, state(number).inode, Lblk(0), Blocks(uint64_t{1} << 32)));
+    EXPECT_EQ(joined(whole), joined(blocks));
+    EXPECT_EQ(whole.back().end(), Lblk(uint64_t{1} << 32));
+    const auto part =
+        must(map_range(*volume, number, state(number).inode, Lblk(305), Blocks(5000)));
+    EXPECT_EQ(part.front().lblk, Lblk(305));
+    EXPECT_EQ(part.back().end(), Lblk(5305));
     // Mapped ranges take writes; holes don't.
     const auto data = filled(4096, 0x66);
     must(put(number, 300 * 1024 + 512, data, block));

@@ -5,6 +5,7 @@
 #include "atomic4ctl/commands.h"
 #include "base/size_parse.h"
 #include "base/text.h"
+#include "common/json_report.h"
 #include "common/open.h"
 #include "common/progress.h"
 #include "ext4/path.h"
@@ -12,7 +13,7 @@
 namespace atomic4::tools {
 
 Result<int> run(const Context& context, const AdoptCommand& command) {
-    Progress progress(fmt::format("adopting {}", command.path));
+    Progress progress(fmt::format("adopting {}", printable(command.path)));
     const OpenVolume opened = A4_TRY(open_to_write(context, command.device));
     Volume& volume = *opened.volume;
     const ext2_ino_t inode = A4_TRY(lookup(volume, command.path));
@@ -29,19 +30,19 @@ Result<int> run(const Context& context, const AdoptCommand& command) {
             {"units", {{"mapped", report.units_mapped}, {"holes", report.units_hole}}},
             {"units_moved", report.units_moved},
             {"bytes_copied", report.copied.value()}};
-        context.print(json.dump(2) + "\n");
+        print_json(context, json);
         return 0;
     }
     const std::string unit = format_size(report.unit);
     if (!report.changed) {
         context.print(
             fmt::format("{}: is adopted already, with aligned units of {}: nothing to do\n",
-                        command.path, unit));
+                        printable(command.path), unit));
     } else {
         context.print(
             fmt::format("{}: adopted in {} of {}, {} of them moved ({} bytes copied), inode "
                         "{}\n",
-                        command.path, counted(report.units_mapped, "aligned unit"), unit,
+                        printable(command.path), counted(report.units_mapped, "aligned unit"), unit,
                         report.units_moved, report.copied, report.inode));
     }
     return 0;

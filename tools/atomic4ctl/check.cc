@@ -3,6 +3,7 @@
 #include "atomic4ctl/commands.h"
 #include "base/text.h"
 #include "check/volume_check.h"
+#include "common/json_report.h"
 #include "common/open.h"
 #include "common/progress.h"
 
@@ -30,21 +31,21 @@ Result<int> run(const Context& context, const CheckCommand& command) {
                                      {"units", report.units},
                                      {"clean", report.clean()},
                                      {"findings", findings}};
-        context.print(json.dump(2) + "\n");
+        print_json(context, json);
         return report.clean() ? 0 : 1;
     }
     std::string text;
     for (const Finding& finding : report.findings) {
         text += fmt::format("{} #{} {}: {}: {}\n",
                             severity_of(finding.id) == Severity::Problem ? "problem" : "note",
-                            number_of(finding.id), finding.where, meaning_of(finding.id),
+                            number_of(finding.id), printable(finding.where), meaning_of(finding.id),
                             finding.detail);
     }
     const std::string what = command.path && report.clean() && report.files == 0
                                  ? "no atomic file"
                                  : fmt::format("{}, {}", counted(report.files, "atomic file"),
                                                counted(report.units, "unit"));
-    text += fmt::format("{}: {}: {}\n", command.path.value_or(command.device), what,
+    text += fmt::format("{}: {}: {}\n", printable(command.path.value_or(command.device)), what,
                         report.clean() ? "clean" : "has problems");
     context.print(text);
     return report.clean() ? 0 : 1;

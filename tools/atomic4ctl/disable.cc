@@ -2,6 +2,7 @@
 
 #include "atomic4ctl/commands.h"
 #include "base/text.h"
+#include "common/json_report.h"
 #include "common/open.h"
 #include "common/progress.h"
 #include "writer/enable.h"
@@ -22,7 +23,7 @@ Result<int> run(const Context& context, const DisableCommand& command) {
     if (context.json) {
         const nlohmann::json json = {{"device", command.device},
                                      {"released_inodes", report.released}};
-        context.print(json.dump(2) + "\n");
+        print_json(context, json);
     } else {
         context.print(fmt::format("{}: atomic4 disabled, {} released; it is a plain ext4 now\n",
                                   command.device, counted(report.released.size(), "file")));

@@ -5,6 +5,7 @@
 #include "atomic4ctl/commands.h"
 #include "base/size_parse.h"
 #include "common/fstab_note.h"
+#include "common/json_report.h"
 #include "common/open.h"
 #include "common/progress.h"
 
@@ -23,7 +24,7 @@ Result<int> run(const Context& context, const EnableCommand& command) {
                                        {"unit", plan.unit.value()},
                                        {"log_size", plan.log_size.value()},
                                        {"completed", plan.completed}};
-        context.print(report.dump(2) + "\n");
+        print_json(context, report);
     } else {
         context.print(
             fmt::format("{}: atomic4 enabled, unit {}, redo log {}{}\n", command.device,

@@ -2,6 +2,7 @@
 
 #include "atomic4ctl/commands.h"
 #include "check/free_space_picture.h"
+#include "common/json_report.h"
 #include "common/open.h"
 #include "common/picture_file.h"
 #include "common/progress.h"
@@ -64,7 +65,7 @@ Result<int> run(const Context& context, const FragCommand& command) {
     if (context.json) {
         nlohmann::json json = report(space);
         json["device"] = command.device;
-        context.print(json.dump(2) + "\n");
+        print_json(context, json);
     } else {
         context.print(free_space_text(space, command.device));
     }

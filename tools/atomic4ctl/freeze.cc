@@ -3,6 +3,7 @@
 
 #include "atomic4ctl/commands.h"
 #include "common/daemon.h"
+#include "common/json_report.h"
 #include "common/progress.h"
 
 namespace atomic4::tools {
@@ -16,7 +17,7 @@ Result<int> run(const Context& context, const FreezeCommand& command) {
     A4_CHECK(std::move(done).context(daemon.socket));
     if (context.json) {
         const nlohmann::json json = {{"socket", daemon.socket}, {"frozen", command.freeze}};
-        context.print(json.dump(2) + "\n");
+        print_json(context, json);
     } else {
         context.print(
             fmt::format("{}: {}\n", daemon.socket,

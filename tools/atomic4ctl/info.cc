@@ -3,6 +3,7 @@
 #include "atomic4ctl/commands.h"
 #include "base/size_parse.h"
 #include "base/text.h"
+#include "common/json_report.h"
 #include "common/open.h"
 #include "common/progress.h"
 #include "device/ownership.h"
@@ -98,7 +99,7 @@ Result<int> run(const Context& context, const InfoCommand& command) {
     }
     progress.finish();
     if (context.json) {
-        context.print(json.dump(2) + "\n");
+        print_json(context, json);
         return 0;
     }
     std::string text = fmt::format("{}\n", command.device);

@@ -1,6 +1,8 @@
 #include "atomic4ctl/input.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 
@@ -55,6 +57,13 @@ Result<std::vector<std::byte>> Input::read_atomic(const std::optional<Bytes>& le
 Result<Bytes> Input::for_each_piece(
     const std::optional<Bytes>& length,
     const std::function<Result<>(Bytes done, std::span<const std::byte> piece)>& take) {
+    // A file tells beforehand; of a pipe only what came before its end is known.
+    struct stat status = {};
+    if (length && ::fstat(fd_.get(), &status) == 0 && S_ISREG(status.st_mode)) {
+        const off_t at = ::lseek(fd_.get(), 0, SEEK_CUR);
+        const auto left = static_cast<uint64_t>(std::max<off_t>(0, status.st_size - at));
+        if (left < length->value()) return fail(too_short(left, *length));
+    }
     uint64_t done = 0;
     while (!length || done < length->value()) {
         const size_t want =
@@ -64,7 +73,11 @@ Result<Bytes> Input::for_each_piece(
         done += bytes.size();
         if (bytes.size() < want) break;
     }
-    if (length && done < length->value()) return fail(too_short(done, *length));
+    if (length && done < length->value()) {
+        Error error = too_short(done, *length);
+        if (done > 0) error.message += ", which are written";
+        return fail(std::move(error));
+    }
     return Bytes(done);
 }
 

@@ -2,6 +2,8 @@
 
 #include "atomic4ctl/commands.h"
 #include "base/size_parse.h"
+#include "base/text.h"
+#include "common/json_report.h"
 #include "common/open.h"
 #include "common/progress.h"
 #include "ext4/atomic_file.h"
@@ -27,13 +29,13 @@ Result<int> run(const Context& context, const LsCommand& command) {
              {"inode", inode},
              {"size", file.size.value()},
              {"unit", file.unit.value_or(Bytes(0)).value()}});
-        text +=
-            fmt::format("{:>6} {:>14} {}\n",
-                        file.unit ? format_size(*file.unit) : std::string("none"), file.size, name);
+        text += fmt::format("{:>6} {:>14} {}\n",
+                            file.unit ? format_size(*file.unit) : std::string("none"), file.size,
+                            printable(name));
     }
     progress.finish();
     if (context.json)
-        context.print(files.dump(2) + "\n");
+        print_json(context, files);
     else if (!text.empty())
         context.print(fmt::format("{:>6} {:>14} {}\n", "unit", "size", "path") + text);
     return 0;

@@ -84,12 +84,21 @@ int main_program(int argc, char** argv) {
             throw CLI::ValidationError(
                 fmt::format("{} works on an unmounted volume, not through a --socket", name));
     };
+    const auto named = [](const std::string& name) {
+        return name.empty() ? std::string("an empty file name") : std::string();
+    };
+    const auto no_device = [&](const char* name) {
+        if (!device.empty())
+            throw CLI::ValidationError(fmt::format(
+                "{} names its DEVICE itself: -d is for commands on the files of a volume", name));
+    };
     // Commands on a whole volume name it themselves; those on its files need -d.
     const auto on_device = [&](CLI::App* command, auto& options) {
         command->add_option("DEVICE", options.device, "an image file or a block device")
             ->required();
         command->callback([&, command] {
             no_daemon(command->get_name().c_str());
+            no_device(command->get_name().c_str());
             action = [&] { return naming_volume(options, run(context, options)); };
         });
     };
@@ -158,6 +167,7 @@ int main_program(int argc, char** argv) {
         ->required();
     recover->callback([&] {
         no_daemon("recover");
+        no_device("recover");
         recover_options.policy = force     ? OnConflict::Force
                                  : discard ? OnConflict::Discard
                                            : OnConflict::Keep;
@@ -220,13 +230,16 @@ int main_program(int argc, char** argv) {
     add_size(
         map, "-u,--unit", [&](Bytes size) { map_options.unit = size; },
         "seen in such units (the file's own)");
-    map->add_option("--svg", map_options.svg, "a picture of it, into that file")->type_name("FILE");
+    map->add_option("--svg", map_options.svg, "a picture of it, into that file")
+        ->type_name("FILE")
+        ->check(named);
     in_device(map, map_options);
 
     FragCommand frag_options;
     CLI::App* frag = add("frag", "how much of the free space aligned units can use");
     frag->add_option("--svg", frag_options.svg, "a picture of it, into that file")
-        ->type_name("FILE");
+        ->type_name("FILE")
+        ->check(named);
     on_device(frag, frag_options);
 
     WriteCommand write_options;

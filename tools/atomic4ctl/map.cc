@@ -4,6 +4,7 @@
 #include "base/size_parse.h"
 #include "base/text.h"
 #include "check/unit_map_picture.h"
+#include "common/json_report.h"
 #include "common/open.h"
 #include "common/picture_file.h"
 #include "common/progress.h"
@@ -64,11 +65,12 @@ nlohmann::json report(const MapCommand& command, const UnitMap& map, bool in_uni
 std::string text_report(const MapCommand& command, const UnitMap& map, bool in_units) {
     const uint64_t block = map.block_size.value();
     const uint64_t unit_blocks = map.unit_blocks().value();
-    std::string text = fmt::format("{}: {} bytes, {}, blocks of {}\n", command.path, map.file_size,
-                                   command.unit ? "seen in units of " + format_size(map.unit)
-                                   : in_units   ? "unit " + format_size(map.unit)
-                                                : "no unit",
-                                   block);
+    std::string text =
+        fmt::format("{}: {} bytes, {}, blocks of {}\n", printable(command.path), map.file_size,
+                    command.unit ? "seen in units of " + format_size(map.unit)
+                    : in_units   ? "unit " + format_size(map.unit)
+                                 : "no unit",
+                    block);
     text += fmt::format("  {:>13} {:>21} {:>23}  {}\n", "units", "file bytes", "device blocks",
                         "state");
     for (const Mapping& mapping : map.runs) {
@@ -87,6 +89,8 @@ std::string text_report(const MapCommand& command, const UnitMap& map, bool in_u
             hole || !in_units ? ""
             : shift == 0      ? ", aligned"
                               : ", misaligned by " + counted(shift, "block"));
+        if (!hole && mapping.lblk.value() * block >= map.file_size.value())
+            text.insert(text.size() - 1, ", beyond EOF");
     }
     return text + unit_map_text(map);
 }
@@ -94,7 +98,7 @@ std::string text_report(const MapCommand& command, const UnitMap& map, bool in_u
 }  // namespace
 
 Result<int> run(const Context& context, const MapCommand& command) {
-    Progress progress(fmt::format("mapping {}", command.path));
+    Progress progress(fmt::format("mapping {}", printable(command.path)));
     const auto volume = A4_TRY(open_to_look(context, command.device));
     const FileState file =
         A4_TRY(read_file(*volume, A4_TRY(lookup(*volume, command.path))).context(command.path));
@@ -104,16 +108,16 @@ Result<int> run(const Context& context, const MapCommand& command) {
     const bool has_unit = file.unit && check_unit(*volume, *file.unit).has_value();
     const bool in_units = command.unit || has_unit;
     const Bytes unit = command.unit.value_or(has_unit ? *file.unit : volume->block_size());
-    const uint64_t block = volume->block_size().value();
-    const uint64_t blocks = round_up((file.size.value() + block - 1) / block, unit.value() / block);
-    const UnitMap map =
-        make_unit_map(A4_TRY(map_range(*volume, file.number, file.inode, Lblk(0), Blocks(blocks))),
-                      Bytes(file.size.value()), unit, volume->block_size());
+    const Blocks unit_blocks(unit.value() / volume->block_size().value());
+    const UnitMap map = make_unit_map(A4_TRY(whole_mapping(*volume, file, unit_blocks)), file.size,
+                                      unit, volume->block_size());
     progress.finish();
     if (!command.svg.empty())
         A4_CHECK(store_picture(command.svg, unit_map_svg(map, command.path, has_unit)));
-    context.print(context.json ? report(command, map, in_units).dump(2) + "\n"
-                               : text_report(command, map, in_units));
+    if (context.json)
+        print_json(context, report(command, map, in_units));
+    else
+        context.print(text_report(command, map, in_units));
     return 0;
 }
 

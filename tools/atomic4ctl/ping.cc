@@ -7,6 +7,7 @@
 
 #include "atomic4ctl/commands.h"
 #include "common/daemon.h"
+#include "common/json_report.h"
 
 namespace atomic4::tools {
 
@@ -60,7 +61,7 @@ Result<int> run(const Context& context, const PingCommand& command) {
             {"min_us", trips.min},        {"avg_us", trips.average}, {"max_us", trips.max},
             {"mdev_us", trips.deviation},
         };
-        context.print(json.dump(2) + "\n");
+        print_json(context, json);
         return 0;
     }
     context.print(

@@ -2,6 +2,8 @@
 
 #include "atomic4ctl/commands.h"
 #include "base/size_parse.h"
+#include "base/text.h"
+#include "common/json_report.h"
 #include "common/open.h"
 #include "common/progress.h"
 #include "ext4/layout.h"
@@ -9,7 +11,7 @@
 namespace atomic4::tools {
 
 Result<int> run(const Context& context, const PreallocCommand& command) {
-    Progress progress(fmt::format("allocating {}", command.path));
+    Progress progress(fmt::format("allocating {}", printable(command.path)));
     OpenVolume opened = A4_TRY(open_to_write(context, command.device));
     Volume& volume = *opened.volume;
     NewFile file;
@@ -27,10 +29,11 @@ Result<int> run(const Context& context, const PreallocCommand& command) {
                                      {"size", file.size.value()},
                                      {"unit", file.unit.value()},
                                      {"units", units}};
-        context.print(json.dump(2) + "\n");
+        print_json(context, json);
     } else {
-        context.print(fmt::format("{}: {} in {} aligned units of {}, inode {}\n", command.path,
-                                  format_size(file.size), units, format_size(file.unit), inode));
+        context.print(fmt::format("{}: {} in {} aligned units of {}, inode {}\n",
+                                  printable(command.path), format_size(file.size), units,
+                                  format_size(file.unit), inode));
     }
     return 0;
 }

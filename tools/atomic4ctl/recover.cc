@@ -2,6 +2,7 @@
 
 #include "atomic4ctl/commands.h"
 #include "base/text.h"
+#include "common/json_report.h"
 #include "common/open.h"
 #include "common/progress.h"
 
@@ -26,7 +27,7 @@ Result<int> run(const Context& context, const RecoverCommand& command) {
                                      {"log_end", to_text(report.end)},
                                      {"log_end_detail", report.end_detail},
                                      {"log_emptied", report.log_emptied}};
-        context.print(json.dump(2) + "\n");
+        print_json(context, json);
         return report.log_emptied ? 0 : 1;
     }
     std::string text = fmt::format("{}: {} replayed ({} bytes)", command.device,

@@ -1,6 +1,8 @@
 #include <nlohmann/json.hpp>
 
 #include "atomic4ctl/commands.h"
+#include "base/text.h"
+#include "common/json_report.h"
 #include "common/open.h"
 #include "common/progress.h"
 #include "ext4/path.h"
@@ -9,7 +11,7 @@
 namespace atomic4::tools {
 
 Result<int> run(const Context& context, const ReleaseCommand& command) {
-    Progress progress(fmt::format("releasing {}", command.path));
+    Progress progress(fmt::format("releasing {}", printable(command.path)));
     const OpenVolume opened = A4_TRY(open_to_write(context, command.device));
     Volume& volume = *opened.volume;
     const ext2_ino_t inode = A4_TRY(lookup(volume, command.path));
@@ -18,12 +20,12 @@ Result<int> run(const Context& context, const ReleaseCommand& command) {
     if (context.json) {
         const nlohmann::json json = {
             {"path", command.path}, {"inode", inode}, {"changed", changed}};
-        context.print(json.dump(2) + "\n");
+        print_json(context, json);
     } else if (changed) {
         context.print(fmt::format(
             "{}: released: nothing promises its layout any more; its data stays\n", command.path));
     } else {
-        context.print(fmt::format("{}: no atomic file: nothing to do\n", command.path));
+        context.print(fmt::format("{}: no atomic file: nothing to do\n", printable(command.path)));
     }
     return 0;
 }

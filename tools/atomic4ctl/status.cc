@@ -4,6 +4,7 @@
 #include "atomic4ctl/commands.h"
 #include "base/size_parse.h"
 #include "base/text.h"
+#include "common/json_report.h"
 #include "common/open.h"
 #include "common/progress.h"
 #include "ext4/layout.h"
@@ -15,7 +16,7 @@ namespace atomic4::tools {
 
 Result<int> run(const Context& context, const StatusCommand& command) {
     if (command.device.empty()) return status_by_daemon(context, command);
-    Progress progress(fmt::format("looking at {}", command.path));
+    Progress progress(fmt::format("looking at {}", printable(command.path)));
     const auto volume = A4_TRY(open_to_look(context, command.device));
     const FileState file =
         A4_TRY(read_file(*volume, A4_TRY(lookup(*volume, command.path))).context(command.path));
@@ -56,10 +57,10 @@ Result<int> run(const Context& context, const StatusCommand& command) {
                          {"problems", layout->problems}};
     }
     if (context.json) {
-        context.print(json.dump(2) + "\n");
+        print_json(context, json);
         return 0;
     }
-    std::string text = fmt::format("{}\n", command.path);
+    std::string text = fmt::format("{}\n", printable(command.path));
     const auto line = [&](const char* name, const std::string& value) {
         text += fmt::format("  {:<14} {}\n", name, value);
     };

@@ -2,7 +2,9 @@
 
 #include "atomic4ctl/by_daemon.h"
 #include "base/size_parse.h"
+#include "base/text.h"
 #include "common/daemon.h"
+#include "common/json_report.h"
 
 namespace atomic4::tools {
 
@@ -37,10 +39,10 @@ Result<int> status_by_daemon(const Context& context, const StatusCommand& comman
             {"why_strict", status.why_strict},
             {"writes_native", status.writes_native},
             {"writes_logged", status.writes_logged}};
-        context.print(json.dump(2) + "\n");
+        print_json(context, json);
         return 0;
     }
-    std::string text = fmt::format("{}\n", command.path);
+    std::string text = fmt::format("{}\n", printable(command.path));
     const auto line = [&](const char* name, const std::string& value) {
         text += fmt::format("  {:<14} {}\n", name, value);
     };

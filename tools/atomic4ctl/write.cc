@@ -2,6 +2,8 @@
 
 #include "atomic4ctl/by_daemon.h"
 #include "atomic4ctl/commands.h"
+#include "base/text.h"
+#include "common/json_report.h"
 #include "common/open.h"
 #include "common/progress.h"
 #include "ext4/path.h"
@@ -46,7 +48,7 @@ Result<WriteReport> write_to_volume(const Context& context, const WriteCommand& 
 }  // namespace
 
 Result<int> run(const Context& context, const WriteCommand& command) {
-    Progress progress(fmt::format("writing {}", command.path));
+    Progress progress(fmt::format("writing {}", printable(command.path)));
     Input input = A4_TRY(Input::open(command.from));
     std::vector<std::byte> bytes;
     if (!command.plain) bytes = A4_TRY(input.read_atomic(command.length));
@@ -64,10 +66,10 @@ Result<int> run(const Context& context, const WriteCommand& command) {
             json["ack"] = *report.ack;
             json["why_strict"] = report.why_strict;
         }
-        context.print(json.dump(2) + "\n");
+        print_json(context, json);
         return 0;
     }
-    std::string text = fmt::format("{}: {} bytes at {}, {}", command.path, report.length,
+    std::string text = fmt::format("{}: {} bytes at {}, {}", printable(command.path), report.length,
                                    command.offset, report.engine);
     if (!report.why_not_native.empty())
         text += fmt::format(" (not native: {})", report.why_not_native);

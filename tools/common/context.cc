@@ -5,6 +5,7 @@
 
 #include <iostream>
 
+#include "base/text.h"
 #include "device/ownership.h"
 
 namespace atomic4::tools {
@@ -35,13 +36,14 @@ std::shared_ptr<spdlog::logger> logger_of(const std::string& name) {
 }  // namespace
 
 Context program_context(const std::string& name) {
-    return Context{open_real_device, std::cout,
-                   [name](const std::string& text) { logger_of(name)->warn("warning: {}", text); },
-                   false};
+    return Context{
+        open_real_device, std::cout,
+        [name](const std::string& text) { logger_of(name)->warn("warning: {}", printable(text)); },
+        false};
 }
 
 void report_error(const std::string& name, const Error& error) {
-    logger_of(name)->error("{}", error.message);
+    logger_of(name)->error("{}", printable(error.message));
 }
 
 }  // namespace atomic4::tools

@@ -6,6 +6,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <memory>
 #include <string_view>
 
 #include "base/unique_fd.h"
@@ -15,18 +16,31 @@ namespace atomic4::tools {
 
 namespace {
 
-Result<> check_replaceable(const std::string& path) {
+// Where a picture goes: the file that a link leads to, and the permissions that it has or gets.
+struct Place {
+    std::string path;
+    mode_t mode = 0666;
+};
+
+Result<Place> place_of(const std::string& path) {
     struct stat status = {};
-    if (::stat(path.c_str(), &status) != 0) {
-        if (errno == ENOENT) return {};
-        return fail(Error::from_errno(errno, path));
+    if (::lstat(path.c_str(), &status) != 0) {
+        if (errno != ENOENT) return fail(Error::from_errno(errno, path));
+        const mode_t mask = ::umask(0);
+        ::umask(mask);
+        return Place{path, 0666 & ~mask};
     }
+    const std::unique_ptr<char, decltype(&std::free)> real(::realpath(path.c_str(), nullptr),
+                                                           &std::free);
+    if (real == nullptr || ::stat(real.get(), &status) != 0)
+        return fail(Error::from_errno(errno, path));
     const auto refuse = [&] {
         return fail(EEXIST, "{}: exists and is no SVG picture: it is left alone, give another name",
                     path);
     };
     if (!S_ISREG(status.st_mode)) return refuse();
-    if (status.st_size == 0) return {};
+    const Place place{real.get(), status.st_mode & 07777};
+    if (status.st_size == 0) return place;
     const UniqueFd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
     if (!file) return fail(Error::from_errno(errno, path));
     constexpr std::string_view kBegin = "<svg ";
@@ -34,26 +48,24 @@ Result<> check_replaceable(const std::string& path) {
     const ssize_t got = ::pread(file.get(), begin, sizeof begin, 0);
     if (got < 0) return fail(Error::from_errno(errno, path));
     if (std::string_view(begin, static_cast<size_t>(got)) != kBegin) return refuse();
-    return {};
+    return place;
 }
 
-Result<> fill(int fd, const std::string& svg) {
+Result<> fill(int fd, const std::string& svg, mode_t mode) {
     A4_CHECK(write_all(fd, std::as_bytes(std::span(svg)), ByteOffset(0)));
-    const mode_t mask = ::umask(0);
-    ::umask(mask);
-    if (::fchmod(fd, 0666 & ~mask) != 0) return fail(Error::from_errno(errno, "fchmod"));
+    if (::fchmod(fd, mode) != 0) return fail(Error::from_errno(errno, "fchmod"));
     return {};
 }
 
 }  // namespace
 
 Result<> store_picture(const std::string& path, const std::string& svg) {
-    A4_CHECK(check_replaceable(path));
-    std::string temporary = path + ".XXXXXX";
+    const Place place = A4_TRY(place_of(path));
+    std::string temporary = place.path.substr(0, place.path.rfind('/') + 1) + ".atomic4-XXXXXX";
     const UniqueFd file(::mkostemp(temporary.data(), O_CLOEXEC));
     if (!file) return fail(Error::from_errno(errno, path));
-    auto done = fill(file.get(), svg);
-    if (done && ::rename(temporary.c_str(), path.c_str()) != 0)
+    auto done = fill(file.get(), svg, place.mode);
+    if (done && ::rename(temporary.c_str(), place.path.c_str()) != 0)
         done = fail(Error::from_errno(errno, "rename"));
     if (!done) {
         ::unlink(temporary.c_str());

@@ -1,0 +1,15 @@
+// Reports as JSON. Names in them may be any bytes: what is no UTF-8 shows as U+FFFD; a report that
+// failed would come after the change that it tells of.
+#pragma once
+
+#include <nlohmann/json.hpp>
+
+#include "common/context.h"
+
+namespace atomic4::tools {
+
+inline void print_json(const Context& context, const nlohmann::json& report) {
+    context.print(report.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
+}
+
+}  // namespace atomic4::tools
