@@ -11,9 +11,9 @@
 #include "base/crc32c.h"
 #include "base/endian.h"
 #include "base/unique_fd.h"
+#include "device/forwarding_device.h"
 #include "ext4/format.h"
 #include "support/command.h"
-#include "support/forwarding_device.h"
 
 namespace atomic4::test {
 

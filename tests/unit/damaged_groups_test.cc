@@ -4,9 +4,9 @@
 
 #include <random>
 
+#include "device/forwarding_device.h"
 #include "ext4/bitmap_rebuild.h"
 #include "ext4/errcode.h"
-#include "support/forwarding_device.h"
 #include "unit/volume_fixture.h"
 
 namespace atomic4::test {

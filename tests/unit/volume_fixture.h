@@ -12,13 +12,13 @@
 #include <vector>
 
 #include "base/crc32c.h"
+#include "device/forwarding_device.h"
 #include "device/memory_device.h"
 #include "ext4/layout.h"
 #include "ext4/path.h"
 #include "ext4/transaction.h"
 #include "support/bytes.h"
 #include "support/command.h"
-#include "support/forwarding_device.h"
 #include "support/image.h"
 #include "support/results.h"
 

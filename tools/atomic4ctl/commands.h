@@ -98,6 +98,14 @@ struct FragCommand {
 };
 Result<int> run(const Context& context, const FragCommand& command);
 
+// A stock tool, on a view of the volume in which atomic files can't be touched.
+struct GuardCommand {
+    std::string device;
+    bool read_only = false;
+    std::vector<std::string> command;  // "{}" is the device
+};
+Result<int> run(const Context& context, const GuardCommand& command);
+
 struct WriteCommand {
     std::string device;  // empty: through a daemon
     std::string path;

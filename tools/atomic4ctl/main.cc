@@ -242,6 +242,15 @@ int main_program(int argc, char** argv) {
         ->check(named);
     on_device(frag, frag_options);
 
+    GuardCommand guard_options;
+    CLI::App* guard = add("guard", "run a stock tool, which can't touch atomic files");
+    guard->add_flag("-n,--read-only", guard_options.read_only, "the tool can only read");
+    on_device(guard, guard_options);
+    guard
+        ->add_option("COMMAND", guard_options.command,
+                     "after DEVICE and --: the tool and its arguments, {} for DEVICE")
+        ->required();
+
     WriteCommand write_options;
     CLI::App* write = add("write", "write atomically");
     add_size(

@@ -39,7 +39,7 @@ Context program_context(const std::string& name) {
     return Context{
         open_real_device, std::cout,
         [name](const std::string& text) { logger_of(name)->warn("warning: {}", printable(text)); },
-        false};
+        false, &std::cerr};
 }
 
 void report_error(const std::string& name, const Error& error) {

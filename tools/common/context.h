@@ -22,8 +22,13 @@ struct Context {
     std::ostream& out;
     std::function<void(const std::string&)> warn;
     bool json = false;
+    // Reports of those whose standard output is another program's.
+    std::ostream* beside = nullptr;
 
     void print(const std::string& text) const { out << text; }
+    void print_beside(const std::string& text) const {
+        (beside != nullptr ? *beside : out) << text;
+    }
 };
 
 // The real thing: files and block devices, refused while someone else uses them.

@@ -8,8 +8,11 @@
 
 namespace atomic4::tools {
 
+inline std::string json_text(const nlohmann::json& report) {
+    return report.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
+}
 inline void print_json(const Context& context, const nlohmann::json& report) {
-    context.print(report.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
+    context.print(json_text(report));
 }
 
 }  // namespace atomic4::tools

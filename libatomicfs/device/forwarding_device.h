@@ -1,9 +1,11 @@
 // A Device that passes everything on: what others override parts of. The device below outlives it.
 #pragma once
 
+#include <memory>
+
 #include "device/device.h"
 
-namespace atomic4::test {
+namespace atomic4 {
 
 class ForwardingDevice : public Device {
   public:
@@ -32,4 +34,9 @@ class ForwardingDevice : public Device {
     Device& below_;
 };
 
-}  // namespace atomic4::test
+// For those who take a device for good: one that stays the caller's.
+inline std::unique_ptr<Device> lent(Device& device) {
+    return std::make_unique<ForwardingDevice>(device);
+}
+
+}  // namespace atomic4

@@ -1,0 +1,69 @@
+#include "guard/atomic_files.h"
+
+#include "ext4/format.h"
+#include "ext4/layout_plan.h"
+#include "ext4/path.h"
+
+namespace atomic4 {
+
+namespace {
+
+constexpr uint64_t kFileEnd = uint64_t{1} << 32;  // lblk has 32 bits
+
+// The first place where a mapping isn't what it was.
+std::string difference(std::span<const Mapping> before, std::span<const Mapping> now) {
+    size_t i = 0;
+    while (i < before.size() && i < now.size() && before[i] == now[i]) ++i;
+    if (i == before.size())
+        return i == now.size() ? std::string()
+                               : fmt::format("has new blocks at block {}", now[i].lblk);
+    const Mapping& old = before[i];
+    if (i == now.size() || now[i].lblk > old.lblk)
+        return fmt::format("its block {} at {} is gone", old.lblk, old.pblk);
+    if (now[i].pblk != old.pblk)
+        return fmt::format("its block {} has moved from {} to {}", old.lblk, old.pblk, now[i].pblk);
+    return fmt::format("its run at block {} is another one", old.lblk);
+}
+
+Result<std::string> change_of(Volume& volume, const ProtectedFile& file) {
+    auto state = read_file(volume, file.number);
+    if (!state && state.error().code == EIO) return fail(std::move(state).error());
+    if (!state) return state.error().message;
+    ext2_inode before{};
+    std::memcpy(&before, file.inode.data(), sizeof before);
+    if (!LINUX_S_ISREG(state->inode.i_mode)) return std::string("is no regular file any more");
+    if (state->generation != before.i_generation) return std::string("is another file now");
+    if (!state->atomic && (before.i_flags & kInodeFlagAtomic) != 0)
+        return std::string("has lost the atomic flag");
+    if (state->unit != file.unit) return std::string("has lost its unit");
+    auto mapped = map_range(volume, file.number, state->inode, Lblk(0), Blocks(kFileEnd));
+    if (!mapped && mapped.error().code == EIO) return fail(std::move(mapped).error());
+    if (!mapped) return mapped.error().message;
+    return difference(file.mappings, joined(*mapped));
+}
+
+}  // namespace
+
+Result<ProtectedSet> protect_atomic_files(Volume& volume) {
+    const auto inodes = A4_TRY(find_atomic_inodes(volume));
+    const auto paths = A4_TRY(paths_of(volume, {inodes.begin(), inodes.end()}));
+    std::vector<ProtectedFile> files;
+    for (const ext2_ino_t number : inodes) {
+        const auto path = paths.find(number);
+        files.push_back(A4_TRY(copy_file(
+            volume, number, path == paths.end() ? fmt::format("inode {}", number) : path->second)));
+    }
+    return ProtectedSet(std::move(files), volume.block_size());
+}
+
+Result<std::vector<std::string>> changes_in(Volume& volume, const ProtectedSet& set) {
+    std::vector<std::string> changes;
+    for (const ProtectedFile& file : set.files()) {
+        const std::string change = A4_TRY(change_of(volume, file));
+        if (!change.empty())
+            changes.push_back(fmt::format("{} (inode {}): {}", file.path, file.number, change));
+    }
+    return changes;
+}
+
+}  // namespace atomic4

@@ -1,0 +1,182 @@
+// What a guarded device refuses, and how a protected file is compared afterwards.
+#include "guard/guarded_device.h"
+
+#include <cstring>
+#include <random>
+
+#include "device/forwarding_device.h"
+#include "ext4/format.h"
+#include "ext4/transaction.h"
+#include "guard/atomic_files.h"
+#include "guard/rehearsal_device.h"
+#include "support/bytes.h"
+#include "support/image.h"
+#include "support/results.h"
+
+namespace atomic4::test {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::IsEmpty;
+
+constexpr uint64_t kBlock = 1024;
+constexpr uint64_t kUnit = 16384;
+
+class GuardedDeviceTest : public testing::Test {
+  protected:
+    GuardedDeviceTest() : memory_(make_atomic4(16 << 20, {"-b", "1024"})) {
+        with_volume([&](Volume& volume) {
+            number_ = must(create_atomic_file(volume, "/db", {Bytes(4 * kUnit), Bytes(kUnit)}));
+        });
+        with_volume([&](Volume& volume) { set_ = must(protect_atomic_files(volume)); });
+        masked_ = must(SuperblockMask::make(memory_));
+        guarded_ = std::make_unique<GuardedDevice>(*masked_, set_);
+    }
+
+    template <class Work>
+    void with_volume(Work work) {
+        VolumeOptions options;
+        options.purpose = OpenFor::Write;
+        const auto volume = must(Volume::open(lent(memory_), options));
+        work(*volume);
+    }
+    const ProtectedFile& file() const {
+        for (const ProtectedFile& file : set_.files()) {
+            if (file.number == number_) return file;
+        }
+        throw std::runtime_error("not protected");
+    }
+    Image at(uint64_t offset, size_t size) {
+        Image bytes(size);
+        must(guarded_->read(ByteOffset(offset), bytes));
+        return bytes;
+    }
+    std::vector<std::string> changes() {
+        VolumeOptions options;
+        options.purpose = OpenFor::Inspect;
+        const auto volume = must(Volume::open(lent(memory_), options));
+        return must(changes_in(*volume, set_));
+    }
+
+    MemoryDevice memory_;
+    ext2_ino_t number_ = 0;
+    ProtectedSet set_;
+    std::unique_ptr<SuperblockMask> masked_;
+    std::unique_ptr<GuardedDevice> guarded_;
+};
+
+TEST_F(GuardedDeviceTest, NoByteOfAFilesDataCanBeWritten) {
+    const Image before = memory_.contents();
+    for (const Mapping& mapping : file().mappings) {
+        const uint64_t begin = mapping.pblk.value() * kBlock;
+        const uint64_t end = (mapping.pblk + mapping.length).value() * kBlock;
+        for (const uint64_t offset : {begin, begin + 100, end - 1}) {
+            const auto refused = guarded_->write(ByteOffset(offset), filled(1, 0x55));
+            EXPECT_EQ(code_of(refused), EPERM);
+            EXPECT_THAT(message_of(refused), HasSubstr("data of /db"));
+        }
+        // What only touches it at either end is refused whole.
+        EXPECT_EQ(code_of(guarded_->write(ByteOffset(begin - kBlock), filled(kBlock + 1, 1))),
+                  EPERM);
+        EXPECT_EQ(code_of(guarded_->write(ByteOffset(end - 1), filled(kBlock, 1))), EPERM);
+        EXPECT_EQ(code_of(guarded_->zero(ByteOffset(begin), Bytes(kBlock))), EPERM);
+        // The same bytes are no excuse.
+        EXPECT_EQ(code_of(guarded_->write(ByteOffset(begin), at(begin, kBlock))), EPERM);
+    }
+    EXPECT_TRUE(memory_.contents() == before);
+    EXPECT_EQ(guarded_->writes(), 0u);
+    EXPECT_GT(guarded_->writes_refused(), 0u);
+    const Refusal& first = guarded_->refusals().front();
+    EXPECT_EQ(first.inode, number_);
+    EXPECT_EQ(first.path, "/db");
+    EXPECT_EQ(first.block, file().mappings.front().pblk);
+    EXPECT_THAT(first.to_text(), HasSubstr(fmt::format("would change block {}, data of /db (inode "
+                                                       "{})",
+                                                       first.block, number_)));
+}
+
+TEST_F(GuardedDeviceTest, OfItsInodeWhatSaysWhereTheDataIsStays) {
+    const uint64_t inode = file().inode_at.value();
+    const uint64_t block = inode / kBlock * kBlock;
+    // A tool writes the whole block of the table, with other inodes and times changed.
+    Image table = at(block, kBlock);
+    must(guarded_->write(ByteOffset(block), table));
+    ext2_inode changed{};
+    const auto with = [&](auto change) {
+        Image bytes = table;
+        std::memcpy(&changed, bytes.data() + (inode - block), sizeof changed);
+        change(changed);
+        std::memcpy(bytes.data() + (inode - block), &changed, sizeof changed);
+        return guarded_->write(ByteOffset(block), bytes);
+    };
+    EXPECT_EQ(code_of(with([](ext2_inode& i) { i.i_mode = 0; })), EPERM);
+    EXPECT_EQ(code_of(with([](ext2_inode& i) { i.i_flags ^= kInodeFlagAtomic; })), EPERM);
+    EXPECT_EQ(code_of(with([](ext2_inode& i) { i.i_block[4] ^= 1; })), EPERM);
+    EXPECT_EQ(code_of(with([](ext2_inode& i) { ++i.i_generation; })), EPERM);
+    must(with([](ext2_inode& i) { i.i_atime = 5; }));
+    must(with([](ext2_inode& i) { i.i_links_count = 2; }));
+    EXPECT_THAT(guarded_->refusals().front().to_text(), HasSubstr("the inode of /db"));
+    // Also by a write of one byte.
+    EXPECT_EQ(code_of(guarded_->write(ByteOffset(inode), filled(1, 0))), EPERM);
+}
+
+TEST_F(GuardedDeviceTest, EverythingElseIsLetThrough) {
+    std::mt19937_64 random(7);
+    uint64_t through = 0;
+    for (int i = 0; i < 500; ++i) {
+        const uint64_t offset = random() % (memory_.contents().size() / kBlock) * kBlock;
+        if (offset < 8 * kBlock || !set_.in(offset, offset + kBlock).empty()) continue;
+        Image bytes = random_bytes(kBlock, random);
+        bytes[0x38] = std::byte{0};  // no superblock's magic number
+        if (offset == 8193 * kBlock) continue;
+        must(guarded_->write(ByteOffset(offset), bytes));
+        EXPECT_TRUE(at(offset, kBlock) == bytes);
+        ++through;
+    }
+    EXPECT_GT(through, 400u);
+    EXPECT_EQ(guarded_->writes(), through);
+    EXPECT_EQ(guarded_->writes_refused(), 0u);
+}
+
+// By metadata elsewhere a file can be moved all the same: it is noticed.
+TEST_F(GuardedDeviceTest, ChangesAreNoticed) {
+    EXPECT_THAT(changes(), IsEmpty());
+    with_volume([&](Volume& volume) {
+        Transaction transaction(volume);
+        ext2_inode inode = must(read_file(volume, number_)).inode;
+        const PblkRun run = must(volume.allocator().allocate(0, Pblk(0)));
+        must(set_mapping(volume, number_, &inode, Lblk(20), run, MapState::Written));
+        must(transaction.commit());
+    });
+    EXPECT_THAT(changes(),
+                ElementsAre(HasSubstr(fmt::format("/db (inode {}): its run at block 0", number_))));
+    with_volume([&](Volume& volume) { must(release_file(volume, number_)); });
+    EXPECT_THAT(changes(), ElementsAre(HasSubstr("has lost the atomic flag")));
+}
+
+TEST_F(GuardedDeviceTest, ARehearsalChangesNothing) {
+    const Image before = memory_.contents();
+    const auto rehearsal = must(RehearsalDevice::make(memory_));
+    std::mt19937_64 random(11);
+    Image model = before;
+    for (int i = 0; i < 300; ++i) {
+        const uint64_t offset = random() % (model.size() - 20000);
+        const Image bytes = random_bytes(random() % 20000, random);
+        must(rehearsal->write(ByteOffset(offset), bytes));
+        std::ranges::copy(bytes, model.begin() + static_cast<std::ptrdiff_t>(offset));
+    }
+    must(rehearsal->write(ByteOffset(model.size() - 700), filled(700, 3)));
+    std::fill(model.end() - 700, model.end(), std::byte{3});
+    Image all(model.size());
+    must(rehearsal->read(ByteOffset(0), all));
+    EXPECT_TRUE(all == model);
+    Image part(12345);
+    must(rehearsal->read(ByteOffset(777), part));
+    EXPECT_TRUE(std::equal(part.begin(), part.end(), model.begin() + 777));
+    EXPECT_TRUE(memory_.contents() == before);
+    EXPECT_EQ(code_of(rehearsal->write(ByteOffset(model.size()), filled(1, 0))), EINVAL);
+}
+
+}  // namespace
+}  // namespace atomic4::test
