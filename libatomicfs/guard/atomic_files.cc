@@ -1,5 +1,8 @@
 #include "guard/atomic_files.h"
 
+#include <algorithm>
+#include <cstring>
+
 #include "ext4/format.h"
 #include "ext4/layout_plan.h"
 #include "ext4/path.h"
@@ -10,19 +13,32 @@ namespace {
 
 constexpr uint64_t kFileEnd = uint64_t{1} << 32;  // lblk has 32 bits
 
-// The first place where a mapping isn't what it was.
-std::string difference(std::span<const Mapping> before, std::span<const Mapping> now) {
-    size_t i = 0;
-    while (i < before.size() && i < now.size() && before[i] == now[i]) ++i;
-    if (i == before.size())
-        return i == now.size() ? std::string()
-                               : fmt::format("has new blocks at block {}", now[i].lblk);
-    const Mapping& old = before[i];
-    if (i == now.size() || now[i].lblk > old.lblk)
-        return fmt::format("its block {} at {} is gone", old.lblk, old.pblk);
-    if (now[i].pblk != old.pblk)
-        return fmt::format("its block {} has moved from {} to {}", old.lblk, old.pblk, now[i].pblk);
-    return fmt::format("its run at block {} is another one", old.lblk);
+Mapping rest_of(const Mapping& mapping, Blocks done) {
+    return {mapping.lblk + done, mapping.length - done, mapping.pblk + done, mapping.state};
+}
+
+// The first block that isn't mapped as it was.
+std::string difference(std::vector<Mapping> before, std::vector<Mapping> now) {
+    auto old = before.begin();
+    auto is = now.begin();
+    while (old != before.end() && is != now.end()) {
+        if (is->lblk < old->lblk) break;
+        if (old->lblk < is->lblk) return fmt::format("its block {} is gone", old->lblk);
+        if (old->pblk != is->pblk)
+            return fmt::format("its block {} has moved from {} to {}", old->lblk, old->pblk,
+                               is->pblk);
+        if (old->state != is->state)
+            return fmt::format("its block {} is {} now", old->lblk,
+                               is->state == MapState::Written ? "written" : "unwritten");
+        const Blocks same = std::min(old->length, is->length);
+        *old = rest_of(*old, same);
+        *is = rest_of(*is, same);
+        if (old->length == Blocks(0)) ++old;
+        if (is->length == Blocks(0)) ++is;
+    }
+    if (is != now.end()) return fmt::format("it has a new block {} at {}", is->lblk, is->pblk);
+    if (old != before.end()) return fmt::format("its block {} is gone", old->lblk);
+    return {};
 }
 
 Result<std::string> change_of(Volume& volume, const ProtectedFile& file) {

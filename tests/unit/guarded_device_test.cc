@@ -149,8 +149,10 @@ TEST_F(GuardedDeviceTest, ChangesAreNoticed) {
         must(set_mapping(volume, number_, &inode, Lblk(20), run, MapState::Written));
         must(transaction.commit());
     });
-    EXPECT_THAT(changes(),
-                ElementsAre(HasSubstr(fmt::format("/db (inode {}): its run at block 0", number_))));
+    EXPECT_THAT(
+        changes(),
+        ElementsAre(HasSubstr(fmt::format("/db (inode {}): its block 20 has moved from {} to ",
+                                          number_, file().mappings.front().pblk + Blocks(20)))));
     with_volume([&](Volume& volume) { must(release_file(volume, number_)); });
     EXPECT_THAT(changes(), ElementsAre(HasSubstr("has lost the atomic flag")));
 }
