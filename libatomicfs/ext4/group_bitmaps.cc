@@ -77,8 +77,8 @@ void GroupDescriptors::touch_after_block_change(uint32_t group, int inuse) {
 
 void GroupDescriptors::uncount_block(uint32_t group, int inuse) {
     const auto delta = static_cast<uint32_t>(inuse);
-    ext2fs_free_blocks_count_add(fs_->super,
-                                 static_cast<blk64_t>(int64_t{inuse} * EXT2FS_CLUSTER_RATIO(fs_)));
+    const int64_t blocks = int64_t{inuse} * EXT2FS_CLUSTER_RATIO(fs_);
+    ext2fs_free_blocks_count_add(fs_->super, static_cast<blk64_t>(blocks));
     if (const auto frozen = frozen_.find(group); frozen != frozen_.end()) {
         std::memcpy(ext2fs_group_desc(fs_, fs_->group_desc, group), frozen->second.data(),
                     frozen->second.size());

@@ -67,6 +67,13 @@ class MountedVolume {
     // The log file: all its blocks are written, so that writing it changes no metadata but times.
     FileDevice& log() { return *log_; }
 
+    // EROFS: ext4's journal has been aborted. To be asked after a flush and before anybody relies
+    // on it: if the commit that a file's changes belong to has failed while somebody else waited
+    // for it, fdatasync(2) of that file is told nothing and returns 0 (jbd2_complete_transaction()
+    // only waits for a transaction that is still running or committing), and the changes are gone
+    // with the next mount. May wait for the journal; any thread.
+    Result<> check_journal() const;
+
     // Read afresh.
     Result<MountStamp> stamp() const;
     // EIO: the mount's options, as they are now, break the promises: data=journal, nobarrier.

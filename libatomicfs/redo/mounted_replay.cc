@@ -411,8 +411,11 @@ Result<> MountedReplay::flush() {
     for (const auto& [key, file] : files_) {
         if (file.usable) keys.push_back(key);
     }
+    const auto confirm = [&] {
+        return volume_.check_journal().context("replay: what was placed is in doubt");
+    };
     if (keys.size() > kFlushedSingly || !writable_.kept_all()) {
-        if (::syncfs(volume_.root_fd()) == 0) return {};
+        if (::syncfs(volume_.root_fd()) == 0) return confirm();
         return fail(EIO, "replay: flush of {}: {}; what was placed is in doubt",
                     volume_.mount_point(), std::strerror(errno));
     }
@@ -425,7 +428,7 @@ Result<> MountedReplay::flush() {
         return fail(EIO, "replay: flush of inode {}: {}; what was placed is in doubt", key.first,
                     std::strerror(errno));
     }
-    return {};
+    return confirm();
 }
 
 void MountedReplay::tell() {

@@ -144,14 +144,13 @@ void MountedTarget::native_done(const std::shared_ptr<Pending>& pending, int res
         (result == -EIO && (file.page_error() || file.noisy())) ||
         ((done || result == -EIO) && others && file.any_cached(range.offset, Bytes(length)));
     if (collided && may_log) return log_instead(pending);
+    // The kernel may have given the range its blocks.
     if (done) {
-        ++range.file->writes_native;
-        ++counts_.writes_native;
-        counts_.bytes_native += length;
-        const Ack ack = file.access.ack();
-        ++(ack == Ack::Strict ? counts_.acks_strict : counts_.acks_exclusive);
-        pending->op->done(WriteDone{Engine::Native, ack});
-        return;
+        return confirm_flush([this, pending, &file](const Result<>& confirmed) {
+            if (confirmed) return native_acknowledged(*pending, file);
+            commit_->poison(confirmed.error(), "native write");
+            pending->fail_with(commit_->in_doubt());
+        });
     }
     Error error = done ? Error{EIO, "native write"} : io_error(result, length, "native write");
     if (collided) {
@@ -172,6 +171,15 @@ void MountedTarget::native_done(const std::shared_ptr<Pending>& pending, int res
             "layout";
     }
     pending->fail_with(error);
+}
+
+void MountedTarget::native_acknowledged(Pending& pending, SharedFile& file) {
+    ++file.writes_native;
+    ++counts_.writes_native;
+    counts_.bytes_native += pending.op->ranges[0].data.size();
+    const Ack ack = file.access.ack();
+    ++(ack == Ack::Strict ? counts_.acks_strict : counts_.acks_exclusive);
+    pending.op->done(WriteDone{Engine::Native, ack});
 }
 
 void MountedTarget::log_instead(const std::shared_ptr<Pending>& pending) {

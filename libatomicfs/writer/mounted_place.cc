@@ -148,7 +148,8 @@ void MountedTarget::placed(const SharedRef& file, ByteOffset offset,
     const bool others = file->access.ack() == Ack::Strict || file->cached_writes;
     if (others && file->any_cached(offset, Bytes(data.size())))
         return place_cached(file, offset, data, std::move(done));
-    if (!durable) mark_dirty(file);
+    if (durable) return confirm_flush(std::move(done));
+    mark_dirty(file);
     done({});
 }
 
@@ -259,6 +260,35 @@ void MountedTarget::commit_everything(std::function<void(Result<>)> done) {
         });
 }
 
+// After flushes that succeeded: that they did flush (MountedVolume::check_journal). One question at
+// a time; who comes meanwhile shares the next.
+void MountedTarget::confirm_flush(std::function<void(Result<>)> done) {
+    if (!volume_->has_journal()) return done({});
+    ++running_;
+    unconfirmed_.push_back(std::move(done));
+    if (!confirming_) ask_journal();
+}
+
+void MountedTarget::ask_journal() {
+    confirming_ = true;
+    auto asked = std::make_shared<std::vector<std::function<void(Result<>)>>>();
+    asked->swap(unconfirmed_);
+    auto said = std::make_shared<Result<>>();
+    helpers_->run(
+        [this, said] {
+            *said = volume_->check_journal();
+            return 0;
+        },
+        [this, asked, said](int) {
+            confirming_ = false;
+            if (!unconfirmed_.empty()) ask_journal();
+            for (auto& done : *asked) {
+                ended();
+                done(*said);
+            }
+        });
+}
+
 void MountedTarget::flush_placed(std::function<void(Result<>)> done) {
     std::vector<SharedRef> files;
     files.swap(dirty_);
@@ -271,9 +301,11 @@ void MountedTarget::flush_placed(std::function<void(Result<>)> done) {
     auto progress = std::make_shared<Progress>(Progress{files.size(), {}, std::move(done)});
     for (const SharedRef& file : files) {
         file->dirty = false;
-        flush_file(file, [progress](Result<> flushed) {
+        flush_file(file, [this, progress](Result<> flushed) {
             if (!flushed && progress->result) progress->result = std::move(flushed);
-            if (--progress->left == 0) progress->done(std::move(progress->result));
+            if (--progress->left > 0) return;
+            if (!progress->result) return progress->done(std::move(progress->result));
+            confirm_flush(std::move(progress->done));
         });
     }
 }
@@ -300,7 +332,12 @@ void MountedTarget::flush(FileRef file, std::function<void(Result<>)> done) {
     ++running_;
     loop_.fdatasync(it->access.read_only(), [this, it, done, failed](int result) {
         ended();
-        if (result >= 0) return done({});
+        if (result >= 0) {
+            return confirm_flush([done, failed](const Result<>& confirmed) {
+                if (!confirmed) return failed(confirmed.error());
+                done({});
+            });
+        }
         if (it->page_error() || it->noisy()) return flush_noisy(it, result, done);
         failed(Error::from_errno(-result, fmt::format("fdatasync of inode {}", it->inode)));
     });

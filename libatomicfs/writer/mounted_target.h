@@ -112,6 +112,7 @@ class MountedTarget final : public Target, private GroupCommit::Placer {
     bool retired_first(Pending& pending);
     void start_native(std::unique_ptr<Pending> pending);
     void native_done(const std::shared_ptr<Pending>& pending, int result);
+    void native_acknowledged(Pending& pending, SharedFile& file);
     void log_instead(const std::shared_ptr<Pending>& pending);
     void start_plain(std::unique_ptr<Pending> pending);
     void continue_plain(const SharedRef& file, PlainWrites& writes);
@@ -152,6 +153,8 @@ class MountedTarget final : public Target, private GroupCommit::Placer {
     void flush_file(const SharedRef& file, std::function<void(Result<>)> done);
     void flush_noisy(const SharedRef& file, int before, const std::function<void(Result<>)>& done);
     void commit_everything(std::function<void(Result<>)> done);
+    void confirm_flush(std::function<void(Result<>)> done);
+    void ask_journal();
     void wake() override { schedule_pump(); }
 
     EventLoop& loop_;
@@ -165,6 +168,8 @@ class MountedTarget final : public Target, private GroupCommit::Placer {
 
     std::unique_ptr<GroupCommit> commit_;
     int log_fd_ = -1;
+    bool confirming_ = false;
+    std::vector<std::function<void(Result<>)>> unconfirmed_;
 
     std::map<uint32_t, SharedRef> files_;
     std::list<std::unique_ptr<Pending>> queue_;

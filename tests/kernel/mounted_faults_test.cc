@@ -121,6 +121,40 @@ TEST_F(MountedFaultsTest, AnyWriteMayFail) {
     EXPECT_GT(poisoned, 8u) << nth;
 }
 
+// ext4's commit fails while another process waits for it: that one is told. fdatasync of the
+// clients' file, whose changes were in the same transaction, isn't: it comes too late and returns
+// 0.
+TEST_F(MountedFaultsTest, ACommitThatFailedForSomebodyElse) {
+    enum class How { Strict, Flush, NewServer };
+    size_t aborted = 0;
+    for (const How how : {How::Strict, How::Flush, How::NewServer}) {
+        // Others' bytes, then the blocks of the commit.
+        for (uint64_t nth = 0; nth < 5; ++nth) {
+            SCOPED_TRACE(fmt::format("write {} fails, {}", nth, static_cast<int>(how)));
+            MountedScenario it(1);
+            UniqueFd others = it.session().open_by_others("shared", O_RDWR);
+            ASSERT_TRUE(it.write({{kSparse, 8, 4}}));
+            it.disk().fail(What::Write, nth);
+            const int told = it.others_write_now(others.get(), {kShared, 200, 1});
+            it.disk().heal();
+            Result<> done;
+            if (how == How::Strict) done = it.write({{kShared, 0, 4}, {kData, 0, 4}});
+            if (how == How::Flush) done = it.session().driver().flush(nullptr);
+            EXPECT_THAT(done ? "in doubt" : done.error().message, HasSubstr("in doubt"));
+            // Asked before the flush, ext4 would have noticed.
+            const bool gone = told != 0 && it.session().by_others([&] {
+                return ::futimens(others.get(), nullptr) != 0 ||
+                       ::futimens(others.get(), nullptr) != 0;
+            }) != 0;
+            EXPECT_FALSE(done && gone && how != How::NewServer);
+            aborted += gone ? 1 : 0;
+            others.reset();
+            EXPECT_EQ(restart(it), "");
+        }
+    }
+    EXPECT_GE(aborted, 1u);
+}
+
 TEST_F(MountedFaultsTest, AnyFlushMayFail) {
     bool past_the_end = false;
     size_t poisoned = 0;

@@ -39,7 +39,7 @@ Result<Place> place_of(const std::string& path) {
                     path);
     };
     if (!S_ISREG(status.st_mode)) return refuse();
-    const Place place{real.get(), status.st_mode & 07777};
+    Place place{real.get(), status.st_mode & 07777};
     if (status.st_size == 0) return place;
     const UniqueFd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
     if (!file) return fail(Error::from_errno(errno, path));
