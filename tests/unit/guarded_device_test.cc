@@ -1,6 +1,8 @@
 // What a guarded device refuses, and how a protected file is compared afterwards.
 #include "guard/guarded_device.h"
 
+#include <gmock/gmock.h>
+
 #include <cstring>
 #include <random>
 

@@ -1,6 +1,8 @@
 // What tools see of superblocks, and what lies on the device, after every single write.
 #include "guard/superblock_mask.h"
 
+#include <gmock/gmock.h>
+
 #include <cstring>
 #include <random>
 
@@ -10,6 +12,7 @@
 #include "support/bytes.h"
 #include "support/command.h"
 #include "support/image.h"
+#include "unit/volume_fixture.h"
 #include "support/results.h"
 
 namespace atomic4::test {
