@@ -3,6 +3,8 @@
 #include <bit>
 #include <cstring>
 
+#include "ext4/fixed_blocks.h"
+
 namespace atomic4 {
 
 namespace {
@@ -137,26 +139,11 @@ GroupBitmaps::Bits GroupBitmaps::computed(uint32_t group) const {
     if (kind_ == Kind::Block) {
         const uint64_t first = ext2fs_group_first_block2(fs_, group);
         const uint64_t last = ext2fs_group_last_block2(fs_, group);
-        const auto mark = [&](uint64_t block, uint64_t n) {
+        for_each_fixed_run(fs_, group, [&](uint64_t block, uint64_t n) {
             for (; n > 0; --n, ++block) {
                 if (block >= first && block <= last) set_bit(bits, bit_of(block), true);
             }
-        };
-        blk64_t super = 0;
-        blk64_t old_descriptors = 0;
-        blk64_t new_descriptors = 0;
-        blk_t used = 0;
-        ext2fs_super_and_bgd_loc2(fs_, group, &super, &old_descriptors, &new_descriptors, &used);
-        if (super != 0 || group == 0) mark(super, 1);
-        if (old_descriptors != 0) {
-            mark(old_descriptors, ext2fs_has_feature_meta_bg(fs_->super)
-                                      ? fs_->super->s_first_meta_bg
-                                      : fs_->desc_blocks + fs_->super->s_reserved_gdt_blocks);
-        }
-        if (new_descriptors != 0) mark(new_descriptors, 1);
-        mark(ext2fs_block_bitmap_loc(fs_, group), 1);
-        mark(ext2fs_inode_bitmap_loc(fs_, group), 1);
-        mark(ext2fs_inode_table_loc(fs_, group), fs_->inode_blocks_per_group);
+        });
     }
     // Beyond the group's end bits are set: padding, as e2fsck wants it.
     fill_bits(bits, count, fs_->blocksize * 8 - count, true);
