@@ -133,7 +133,19 @@ TEST_F(AdoptRefusals, NoSpaceForTheTreeChangesNothing) {
         must(transaction.commit(Transaction::Order::Freeing));
     }
     ASSERT_EQ(free_blocks(), 80u);
-    expect_refused(number, Bytes(kUnit), ENOSPC, "");
+    expect_refused(number, Bytes(kUnit), ENOSPC, "no free blocks for its extent tree");
+}
+
+TEST_F(AdoptRefusals, NoSpaceForWhatIsInTheInodeChangesNothing) {
+    const TempDir dir;
+    MemoryDevice memory(make_ext4(16 << 20, {"-b", "1024", "-I", "256", "-O", "inline_data"}));
+    must(enable(*open_volume(memory), {}));
+    store_image(filled(100, 0x5a), dir.file("bytes"));
+    open(debugfs(memory.contents(), {"write " + dir.file("bytes") + " f"}));
+    const ext2_ino_t number = must(lookup(*volume, "/f"));
+    ASSERT_NE(state(number).inode.i_flags & EXT4_INLINE_DATA_FL, 0u);
+    fill_up(*volume, 0);
+    expect_refused(number, Bytes(kUnit), ENOSPC, "16 blocks wanted, 0 free");
 }
 
 // --- Damage

@@ -231,34 +231,45 @@ TEST_F(AdoptTest, XattrsLinksAndTimesStay) {
 TEST_F(AdoptTest, InlineData) {
     const TempDir dir;
     std::mt19937_64 random(3);
-    const Image plain = make_ext4(16 << 20, {"-b", "1024", "-I", "256", "-O", "inline_data"});
-    MemoryDevice memory(plain);
-    must(enable(*open_volume(memory), {}));
-    for (const size_t size : {0, 1, 50, 60, 61, 100, 120}) {
-        for (const uint64_t unit : {uint64_t{1024}, kUnit}) {
-            SCOPED_TRACE(testing::Message() << size << " bytes, unit " << unit);
-            const Image bytes = random_bytes(size, random);
-            store_image(bytes, dir.file("bytes"));
-            open(debugfs(memory.contents(), {"write " + dir.file("bytes") + " f"}));
-            const ext2_ino_t number = must(lookup(*volume, "/f"));
-            ASSERT_NE(state(number).inode.i_flags & EXT4_INLINE_DATA_FL, 0u);
-            const Looks before = looks(number, "/f");
-            // (Of less than 60 bytes in an inode debugfs dumps 60.)
-            ASSERT_TRUE(std::equal(bytes.begin(), bytes.end(), before.content.begin()));
-            const AdoptReport report = must(adopt_file(*volume, number, Bytes(unit)));
-            EXPECT_EQ(report.units_mapped, size == 0 ? 0u : 1u);
-            const FileState file = state(number);
-            EXPECT_EQ(file.inode.i_flags & EXT4_INLINE_DATA_FL, 0u);
-            EXPECT_TRUE(file.extent_mapped());
-            EXPECT_NE(file.generation, 0u);
-            EXPECT_EQ(file.unit, Bytes(unit));
-            EXPECT_TRUE(looks(number, "/f").content == bytes);
-            EXPECT_TRUE(content(number) == bytes);
-            EXPECT_EQ(looks(number, "/f").attributes, before.attributes);
-            EXPECT_TRUE(faults(number, unit).empty());
-            EXPECT_EQ(must(read_xattr(volume->fs(), number, "system.data")), std::nullopt);
-            EXPECT_EQ(fsck_complaints(image()), "");
-            EXPECT_FALSE(must(adopt_file(*volume, number, Bytes(unit))).changed);
+    for (const uint64_t cluster : {1024, 4096}) {
+        std::vector<std::string> arguments{"-b", "1024", "-I", "256", "-O", "inline_data"};
+        if (cluster > 1024) arguments = {"-b", "1024", "-O", "inline_data,bigalloc", "-C", "4096"};
+        MemoryDevice memory(make_ext4(16 << 20, arguments));
+        must(enable(*open_volume(memory), {}));
+        for (const size_t size : {0, 1, 50, 59, 60, 61, 100, 120}) {
+            for (const uint64_t unit : {uint64_t{1024}, kUnit}) {
+                SCOPED_TRACE(testing::Message()
+                             << size << " bytes, unit " << unit << ", clusters of " << cluster);
+                const Image bytes = random_bytes(size, random);
+                store_image(bytes, dir.file("bytes"));
+                open(debugfs(memory.contents(),
+                             {"write " + dir.file("bytes") + " f", "ea_set f user.kept value"}));
+                const ext2_ino_t number = must(lookup(*volume, "/f"));
+                ASSERT_NE(state(number).inode.i_flags & EXT4_INLINE_DATA_FL, 0u);
+                const Looks before = looks(number, "/f");
+                // (Of less than 60 bytes in an inode debugfs dumps 60.)
+                ASSERT_TRUE(std::equal(bytes.begin(), bytes.end(), before.content.begin()));
+                const AdoptReport report = must(adopt_file(*volume, number, Bytes(unit)));
+                EXPECT_EQ(report.units_mapped,
+                          size == 0 ? 0 : std::max(cluster / unit, uint64_t{1}));
+                const FileState file = state(number);
+                EXPECT_EQ(file.inode.i_flags & EXT4_INLINE_DATA_FL, 0u);
+                EXPECT_TRUE(file.extent_mapped());
+                EXPECT_NE(file.generation, 0u);
+                EXPECT_EQ(file.unit, Bytes(unit));
+                EXPECT_TRUE(looks(number, "/f").content == bytes);
+                EXPECT_TRUE(content(number) == bytes);
+                EXPECT_EQ(looks(number, "/f").attributes, before.attributes);
+                EXPECT_TRUE(faults(number, unit).empty());
+                EXPECT_EQ(must(read_xattr(volume->fs(), number, "system.data")), std::nullopt);
+                EXPECT_EQ(must(read_xattr(volume->fs(), number, "user.kept")), "value");
+                EXPECT_EQ(fsck_complaints(image()), "");
+                EXPECT_FALSE(must(adopt_file(*volume, number, Bytes(unit))).changed);
+                // And now it takes writes.
+                const auto data = filled(unit, 0x44);
+                must(put(number, unit, data, unit));
+                EXPECT_EQ(fsck_complaints(image()), "");
+            }
         }
     }
 }
@@ -348,33 +359,41 @@ TEST_F(AdoptTest, Release) {
     EXPECT_EQ(fsck_complaints(image()), "");
 }
 
-// Torn where it stands, a block of xattrs would take the others with it.
+// Torn where it stands, a block of xattrs would take the others with it. Only on a full volume
+// there is no other way.
 TEST_F(AdoptTest, ReleasingLeavesTheOldXattrBlock) {
-    open(make_atomic4(8 << 20, {"-b", "1024", "-I", "128"}));
-    const ext2_ino_t number = must(create_atomic_file(*volume, "/f", {Bytes(65536), Bytes(kUnit)}));
-    {
-        Transaction transaction(*volume);
-        must(write_xattr(volume->fs(), number, "user.other", "kept"));
-        must(transaction.commit());
+    for (const bool full : {false, true}) {
+        SCOPED_TRACE(full);
+        open(make_atomic4(8 << 20, {"-b", "1024", "-I", "128"}));
+        const ext2_ino_t number =
+            must(create_atomic_file(*volume, "/f", {Bytes(65536), Bytes(kUnit)}));
+        {
+            Transaction transaction(*volume);
+            must(write_xattr(volume->fs(), number, "user.other", "kept"));
+            must(transaction.commit());
+        }
+        if (full) fill_up(*volume, 0);
+        const auto acl_block = [&] {
+            const FileState now = state(number);
+            return ext2fs_file_acl_block(volume->fs(), &now.inode);
+        };
+        const uint64_t old = acl_block();
+        ASSERT_NE(old, 0u);
+        const Image before = image();
+        const uint64_t free = free_blocks();
+        EXPECT_TRUE(must(release_if_atomic(*volume, number)));
+        EXPECT_EQ(free_blocks(), free);
+        const Image after = image();
+        const auto begin = static_cast<std::ptrdiff_t>(old * block);
+        const bool untouched = std::equal(
+            before.begin() + begin, before.begin() + begin + static_cast<std::ptrdiff_t>(block),
+            after.begin() + begin);
+        EXPECT_EQ(acl_block() == old, full);
+        EXPECT_EQ(untouched, !full);
+        EXPECT_EQ(must(read_xattr(volume->fs(), number, "user.other")), "kept");
+        EXPECT_EQ(must(read_xattr(volume->fs(), number, kUnitXattr)), std::nullopt);
+        EXPECT_EQ(fsck_complaints(image()), "");
     }
-    const auto acl_block = [&] {
-        const FileState now = state(number);
-        return ext2fs_file_acl_block(volume->fs(), &now.inode);
-    };
-    const uint64_t old = acl_block();
-    ASSERT_NE(old, 0u);
-    const Image before = image();
-    const uint64_t free = free_blocks();
-    EXPECT_TRUE(must(release_if_atomic(*volume, number)));
-    EXPECT_NE(acl_block(), old);
-    EXPECT_EQ(free_blocks(), free);
-    const Image after = image();
-    EXPECT_TRUE(std::equal(before.begin() + static_cast<std::ptrdiff_t>(old * block),
-                           before.begin() + static_cast<std::ptrdiff_t>((old + 1) * block),
-                           after.begin() + static_cast<std::ptrdiff_t>(old * block)));
-    EXPECT_EQ(must(read_xattr(volume->fs(), number, "user.other")), "kept");
-    EXPECT_EQ(must(read_xattr(volume->fs(), number, kUnitXattr)), std::nullopt);
-    EXPECT_EQ(fsck_complaints(image()), "");
 }
 
 // --- I/O
