@@ -1,16 +1,14 @@
 #include "ext4/fixed_blocks.h"
 
-#include <algorithm>
-
 namespace atomic4 {
 
-FixedBlocks::FixedBlocks(ext2_filsys fs) {
-    std::vector<std::pair<uint64_t, uint64_t>> all;
+void FixedBlocks::build() {
+    Ranges all;
     const auto add = [&](uint64_t first, uint64_t count) {
         if (count > 0) all.emplace_back(first, first + count);
     };
-    for (dgrp_t group = 0; group < fs->group_desc_count; ++group)
-        for_each_fixed_run(fs, group, add);
+    for (dgrp_t group = 0; group < fs_->group_desc_count; ++group)
+        for_each_fixed_run(fs_, group, add);
     std::ranges::sort(all);
     for (const auto& range : all) {
         if (!ranges_.empty() && range.first <= ranges_.back().second)
@@ -20,9 +18,13 @@ FixedBlocks::FixedBlocks(ext2_filsys fs) {
     }
 }
 
-bool FixedBlocks::overlap(uint64_t first, uint64_t count) const {
-    const auto next =
-        std::ranges::upper_bound(ranges_, first, {}, &std::pair<uint64_t, uint64_t>::second);
+FixedBlocks::Ranges::const_iterator FixedBlocks::reaching(uint64_t block) {
+    if (ranges_.empty()) build();
+    return std::ranges::upper_bound(ranges_, block, {}, &Ranges::value_type::second);
+}
+
+bool FixedBlocks::overlap(uint64_t first, uint64_t count) {
+    const auto next = reaching(first);
     return next != ranges_.end() && next->first < first + count;
 }
 

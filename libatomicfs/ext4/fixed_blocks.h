@@ -2,12 +2,13 @@
 // reserved for their growth, bitmaps and inode tables. No file's extent may claim one; the kernel
 // refuses such an extent by its "system zone" (fs/ext4/block_validity.c).
 //
-// Built from the descriptors, in time and memory proportional to the number of groups. Threads: any
-// number, it doesn't change.
+// Built from the descriptors when first asked, in time and memory proportional to the number of
+// groups. Threads: one.
 #pragma once
 
 #include <ext2fs/ext2fs.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <utility>
 #include <vector>
@@ -36,13 +37,28 @@ void for_each_fixed_run(ext2_filsys fs, dgrp_t group, Add add) {
 
 class FixedBlocks {
   public:
-    explicit FixedBlocks(ext2_filsys fs);
+    explicit FixedBlocks(ext2_filsys fs) : fs_(fs) {}
 
     // Whether one of the blocks [first, first + count) is.
-    bool overlap(uint64_t first, uint64_t count) const;
+    bool overlap(uint64_t first, uint64_t count);
+
+    // f(first, count) for each run of them among [first, last], ascending.
+    template <class F>
+    void for_each_in(uint64_t first, uint64_t last, F f) {
+        for (auto run = reaching(first); run != ranges_.end() && run->first <= last; ++run) {
+            const uint64_t start = std::max(first, run->first);
+            f(start, std::min(last + 1, run->second) - start);
+        }
+    }
 
   private:
-    std::vector<std::pair<uint64_t, uint64_t>> ranges_;  // first and end; ascending, apart
+    using Ranges = std::vector<std::pair<uint64_t, uint64_t>>;
+    // The first range that ends beyond block.
+    Ranges::const_iterator reaching(uint64_t block);
+    void build();
+
+    ext2_filsys fs_;
+    Ranges ranges_;  // first and end; ascending, apart. Empty: not built
 };
 
 }  // namespace atomic4

@@ -3,8 +3,6 @@
 #include <bit>
 #include <cstring>
 
-#include "ext4/fixed_blocks.h"
-
 namespace atomic4 {
 
 namespace {
@@ -102,8 +100,9 @@ void GroupDescriptors::abort() {
     before_.clear();
 }
 
-GroupBitmaps::GroupBitmaps(ext2_filsys fs, Device& device, GroupDescriptors& descriptors, Kind kind)
-    : fs_(fs), device_(device), descriptors_(descriptors), kind_(kind) {}
+GroupBitmaps::GroupBitmaps(ext2_filsys fs, Device& device, GroupDescriptors& descriptors, Kind kind,
+                           FixedBlocks& fixed)
+    : fs_(fs), device_(device), descriptors_(descriptors), kind_(kind), fixed_(fixed) {}
 
 uint32_t GroupBitmaps::bits_in(uint32_t group) const {
     if (kind_ == Kind::Inode) return fs_->super->s_inodes_per_group;
@@ -156,7 +155,16 @@ tl::unexpected<Error> GroupBitmaps::damage(uint32_t group, std::string why) {
     return fail(Error(damaged_.at(group)));
 }
 
-Result<> GroupBitmaps::verify(uint32_t group, const Bits& bits) const {
+// The fixed blocks of any group that lie in this one.
+void GroupBitmaps::mark_fixed(uint32_t group, Bits& bits) {
+    fixed_.for_each_in(ext2fs_group_first_block2(fs_, group), ext2fs_group_last_block2(fs_, group),
+                       [&](uint64_t block, uint64_t count) {
+                           const uint32_t first = bit_of(block);
+                           fill_bits(bits, first, bit_of(block + count - 1) + 1 - first, true);
+                       });
+}
+
+Result<> GroupBitmaps::verify(uint32_t group, const Bits& bits) {
     const char* word = kind_ == Kind::Block ? "block" : "inode";
     auto* raw = reinterpret_cast<char*>(const_cast<uint8_t*>(bits.data()));
     const bool sum_ok =
@@ -174,6 +182,12 @@ Result<> GroupBitmaps::verify(uint32_t group, const Bits& bits) const {
                                                : ext2fs_bg_free_inodes_count(fs_, group);
     if (free != said) {
         return fail(EUCLEAN, "the {} bitmap has {} free, the descriptor says {}", word, free, said);
+    }
+    if (kind_ == Kind::Block) {
+        Bits with_fixed = bits;
+        mark_fixed(group, with_fixed);
+        if (with_fixed != bits)
+            return fail(EUCLEAN, "the block bitmap calls blocks of the volume's own metadata free");
     }
     return {};
 }
@@ -278,6 +292,7 @@ Result<GroupBitmaps::Bits> GroupBitmaps::read_unproved(uint32_t group) {
     Bits bits = A4_TRY(read(group));
     const Bits at_any_rate = computed(group);
     for (size_t i = 0; i < bits.size(); ++i) bits[i] |= at_any_rate[i];
+    mark_fixed(group, bits);
     return bits;
 }
 
