@@ -154,8 +154,8 @@ class Checker {
     Result<> check_in_use(const FileState& file, const std::string& where) {
         uint64_t free_blocks = 0;
         std::optional<Pblk> first_free;
-        for (const Mapping& mapping : A4_TRY(
-                 map_range(volume_, file.number, file.inode, Lblk(0), Blocks(uint64_t{1} << 32)))) {
+        for (const Mapping& mapping :
+             A4_TRY(map_range(volume_, file.number, file.inode, Lblk(0), kWholeFile))) {
             if (mapping.state == MapState::Hole) continue;
             for (uint64_t i = 0; i < mapping.length.value(); ++i) {
                 const uint64_t block = mapping.pblk.value() + i;

@@ -16,8 +16,6 @@ namespace atomic4 {
 
 namespace {
 
-constexpr uint64_t kFileBlocksMax = 0xffffffff;  // lblk has 32 bits
-
 std::optional<Bytes> parse_unit(const std::optional<std::string>& text) {
     if (!text) return std::nullopt;
     uint64_t value = 0;
@@ -206,8 +204,7 @@ Result<> stage_delete(Volume& volume, ext2_ino_t number) {
     // lie in the same one.
     const uint64_t cluster = uint64_t{1} << volume.allocator().cluster_order();
     uint64_t freed = 0;  // up to here
-    for (const Mapping& mapping :
-         A4_TRY(map_range(volume, number, inode, Lblk(0), Blocks(uint64_t{1} << 32)))) {
+    for (const Mapping& mapping : A4_TRY(map_range(volume, number, inode, Lblk(0), kWholeFile))) {
         if (mapping.state == MapState::Hole) continue;
         uint64_t first = round_down(mapping.pblk.value(), cluster);
         const uint64_t end = round_up((mapping.pblk + mapping.length).value(), cluster);

@@ -17,6 +17,11 @@
 
 namespace atomic4 {
 
+// Logical block numbers have 32 bits: as many blocks a file can have, and so long a range is all of
+// it.
+inline constexpr uint64_t kFileBlocksMax = 0xffffffff;
+inline constexpr Blocks kWholeFile(uint64_t{1} << 32);
+
 enum class MapState { Hole, Unwritten, Written };
 
 struct Mapping {

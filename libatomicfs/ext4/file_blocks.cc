@@ -9,8 +9,6 @@ namespace atomic4 {
 
 namespace {
 
-constexpr uint64_t kFileEnd = uint64_t{1} << 32;  // lblk has 32 bits
-
 Result<FileBlocks> read_mapping(Volume& volume, const FileState& file) {
     FileBlocks blocks;
     if (!file.extent_mapped()) {
@@ -20,7 +18,7 @@ Result<FileBlocks> read_mapping(Volume& volume, const FileState& file) {
         return blocks;
     }
     blocks.mappings =
-        joined(A4_TRY(map_range(volume, file.number, file.inode, Lblk(0), Blocks(kFileEnd))));
+        joined(A4_TRY(map_range(volume, file.number, file.inode, Lblk(0), kWholeFile)));
     blocks.nodes = A4_TRY(tree_blocks(volume, file.number, file.inode));
     return blocks;
 }

@@ -100,8 +100,9 @@ void GroupDescriptors::abort() {
     before_.clear();
 }
 
-GroupBitmaps::GroupBitmaps(ext2_filsys fs, Device& device, GroupDescriptors& descriptors, Kind kind)
-    : fs_(fs), device_(device), descriptors_(descriptors), kind_(kind) {}
+GroupBitmaps::GroupBitmaps(ext2_filsys fs, Device& device, GroupDescriptors& descriptors, Kind kind,
+                           FixedBlocks& fixed)
+    : fs_(fs), device_(device), descriptors_(descriptors), kind_(kind), fixed_(fixed) {}
 
 uint32_t GroupBitmaps::bits_in(uint32_t group) const {
     if (kind_ == Kind::Inode) return fs_->super->s_inodes_per_group;
@@ -137,26 +138,11 @@ GroupBitmaps::Bits GroupBitmaps::computed(uint32_t group) const {
     if (kind_ == Kind::Block) {
         const uint64_t first = ext2fs_group_first_block2(fs_, group);
         const uint64_t last = ext2fs_group_last_block2(fs_, group);
-        const auto mark = [&](uint64_t block, uint64_t n) {
+        for_each_fixed_run(fs_, group, [&](uint64_t block, uint64_t n) {
             for (; n > 0; --n, ++block) {
                 if (block >= first && block <= last) set_bit(bits, bit_of(block), true);
             }
-        };
-        blk64_t super = 0;
-        blk64_t old_descriptors = 0;
-        blk64_t new_descriptors = 0;
-        blk_t used = 0;
-        ext2fs_super_and_bgd_loc2(fs_, group, &super, &old_descriptors, &new_descriptors, &used);
-        if (super != 0 || group == 0) mark(super, 1);
-        if (old_descriptors != 0) {
-            mark(old_descriptors, ext2fs_has_feature_meta_bg(fs_->super)
-                                      ? fs_->super->s_first_meta_bg
-                                      : fs_->desc_blocks + fs_->super->s_reserved_gdt_blocks);
-        }
-        if (new_descriptors != 0) mark(new_descriptors, 1);
-        mark(ext2fs_block_bitmap_loc(fs_, group), 1);
-        mark(ext2fs_inode_bitmap_loc(fs_, group), 1);
-        mark(ext2fs_inode_table_loc(fs_, group), fs_->inode_blocks_per_group);
+        });
     }
     // Beyond the group's end bits are set: padding, as e2fsck wants it.
     fill_bits(bits, count, fs_->blocksize * 8 - count, true);
@@ -169,7 +155,16 @@ tl::unexpected<Error> GroupBitmaps::damage(uint32_t group, std::string why) {
     return fail(Error(damaged_.at(group)));
 }
 
-Result<> GroupBitmaps::verify(uint32_t group, const Bits& bits) const {
+// The fixed blocks of any group that lie in this one.
+void GroupBitmaps::mark_fixed(uint32_t group, Bits& bits) {
+    fixed_.for_each_in(ext2fs_group_first_block2(fs_, group), ext2fs_group_last_block2(fs_, group),
+                       [&](uint64_t block, uint64_t count) {
+                           const uint32_t first = bit_of(block);
+                           fill_bits(bits, first, bit_of(block + count - 1) + 1 - first, true);
+                       });
+}
+
+Result<> GroupBitmaps::verify(uint32_t group, const Bits& bits) {
     const char* word = kind_ == Kind::Block ? "block" : "inode";
     auto* raw = reinterpret_cast<char*>(const_cast<uint8_t*>(bits.data()));
     const bool sum_ok =
@@ -187,6 +182,12 @@ Result<> GroupBitmaps::verify(uint32_t group, const Bits& bits) const {
                                                : ext2fs_bg_free_inodes_count(fs_, group);
     if (free != said) {
         return fail(EUCLEAN, "the {} bitmap has {} free, the descriptor says {}", word, free, said);
+    }
+    if (kind_ == Kind::Block) {
+        Bits with_fixed = bits;
+        mark_fixed(group, with_fixed);
+        if (with_fixed != bits)
+            return fail(EUCLEAN, "the block bitmap calls blocks of the volume's own metadata free");
     }
     return {};
 }
@@ -291,6 +292,7 @@ Result<GroupBitmaps::Bits> GroupBitmaps::read_unproved(uint32_t group) {
     Bits bits = A4_TRY(read(group));
     const Bits at_any_rate = computed(group);
     for (size_t i = 0; i < bits.size(); ++i) bits[i] |= at_any_rate[i];
+    mark_fixed(group, bits);
     return bits;
 }
 

@@ -1,8 +1,9 @@
 // The allocation bitmaps and group descriptors of an open volume, one group at a time.
 //
-// Bitmaps are read when first asked for, proved against their checksum and against the
-// descriptor's free count, and kept in a small LRU; an uninitialised group costs no I/O, its bitmap
-// is computed (F18). Changed ones stay in memory until the operation commits.
+// Bitmaps are read when first asked for, proved against their checksum, against the descriptor's
+// free count and against what is metadata wherever files lie, and kept in a small LRU; an
+// uninitialised group costs no I/O, its bitmap is computed (F18). Changed ones stay in memory until
+// the operation commits.
 //
 // A bitmap that disagrees makes its group *damaged* (the kernel's EXT4_GROUP_INFO_BBITMAP_CORRUPT):
 // EUCLEAN from then on, and nothing is allocated or freed there. The allocators go to other groups.
@@ -31,6 +32,7 @@
 
 #include "base/units.h"
 #include "device/device.h"
+#include "ext4/fixed_blocks.h"
 
 namespace atomic4 {
 
@@ -67,7 +69,8 @@ class GroupBitmaps {
     enum class Kind { Block, Inode };
     using Bits = std::vector<uint8_t>;  // one filesystem block; bit set = in use
 
-    GroupBitmaps(ext2_filsys fs, Device& device, GroupDescriptors& descriptors, Kind kind);
+    GroupBitmaps(ext2_filsys fs, Device& device, GroupDescriptors& descriptors, Kind kind,
+                 FixedBlocks& fixed);
 
     // EUCLEAN: the group is damaged.
     Result<std::shared_ptr<const Bits>> get(uint32_t group);
@@ -75,9 +78,8 @@ class GroupBitmaps {
     const std::map<uint32_t, Error>& damaged() const { return damaged_; }
     bool is_damaged(uint32_t group) const { return damaged_.contains(group); }
     void mark_damaged(uint32_t group, const Error& why) { damaged_.try_emplace(group, why); }
-    // For bitmap_rebuild.h. Block kind. A damaged group's bitmap as it stands, with what lies there
-    // at any rate: superblock, descriptors, bitmaps, inode table. EUCLEAN: the descriptor is
-    // damaged.
+    // For bitmap_rebuild.h. Block kind. A damaged group's bitmap as it stands, with the fixed
+    // blocks that lie there. EUCLEAN: the descriptor is damaged.
     Result<Bits> read_unproved(uint32_t group);
     // Makes a damaged group serve again with these bits, its free counts by them. An operation is
     // open.
@@ -120,7 +122,8 @@ class GroupBitmaps {
     Result<Bits> read(uint32_t group) const;
     bool uninitialised(uint32_t group) const;
     uint64_t location(uint32_t group) const;
-    Result<> verify(uint32_t group, const Bits& bits) const;
+    Result<> verify(uint32_t group, const Bits& bits);
+    void mark_fixed(uint32_t group, Bits& bits);
     tl::unexpected<Error> damage(uint32_t group, std::string why);
     void trim();
     bool changed_to(uint64_t block, bool used) const;
@@ -129,6 +132,7 @@ class GroupBitmaps {
     Device& device_;
     GroupDescriptors& descriptors_;
     Kind kind_;
+    FixedBlocks& fixed_;
     std::unordered_map<uint32_t, Entry> cache_;
     std::list<uint32_t> by_age_;                        // clean and dirty, oldest first
     std::map<uint32_t, std::shared_ptr<Bits>> before_;  // as the operation found them

@@ -11,8 +11,6 @@ namespace atomic4 {
 
 namespace {
 
-constexpr uint64_t kMaxBlocks = 0xffffffff;  // of a file: lblk is 32 bits
-
 uint64_t blocks_for(const Volume& volume, Bytes bytes) {
     const uint64_t size = volume.block_size().value();
     return (bytes.value() + size - 1) / size;
@@ -232,8 +230,8 @@ class UnitWalk {
 Result<std::vector<Mapping>> whole_mapping(Volume& volume, const FileState& file, Blocks unit) {
     const uint64_t blocks = unit.value();
     const uint64_t eof = blocks_for(volume, file.size);
-    auto mappings = A4_TRY(
-        map_range(volume, file.number, file.inode, Lblk(0), Blocks(round_up(kMaxBlocks, blocks))));
+    auto mappings = A4_TRY(map_range(volume, file.number, file.inode, Lblk(0),
+                                     Blocks(round_up(kFileBlocksMax, blocks))));
     // Everything after the last extent is one hole.
     if (!mappings.empty() && mappings.back().state == MapState::Hole) {
         Mapping& last = mappings.back();
@@ -318,8 +316,8 @@ Result<> make_ready(Volume& volume, const FileState& file, ByteOffset offset, By
     A4_CHECK(volume.usable());
     // No window around the range may reach beyond it.
     constexpr uint64_t kLargestWindow = 8192;
-    if ((offset + length).value() / block > kMaxBlocks - kMaxBlocks % kLargestWindow)
-        return fail(EFBIG, "offset {}: a file ends before block {}", offset, kMaxBlocks);
+    if ((offset + length).value() / block > kFileBlocksMax - kFileBlocksMax % kLargestWindow)
+        return fail(EFBIG, "offset {}: a file ends before block {}", offset, kFileBlocksMax);
     const Lblk first(offset.value() / block);
     const Lblk end(((offset + length).value() + block - 1) / block);
     const Lblk eof(blocks_for(volume, file.size));

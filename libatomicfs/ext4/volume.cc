@@ -366,10 +366,10 @@ Result<> Volume::read_attr() {
 
 void Volume::set_up_allocation() {
     descriptors_.emplace(fs_);
-    block_bitmaps_ =
-        std::make_unique<GroupBitmaps>(fs_, *device_, *descriptors_, GroupBitmaps::Kind::Block);
-    inode_bitmaps_ =
-        std::make_unique<GroupBitmaps>(fs_, *device_, *descriptors_, GroupBitmaps::Kind::Inode);
+    block_bitmaps_ = std::make_unique<GroupBitmaps>(fs_, *device_, *descriptors_,
+                                                    GroupBitmaps::Kind::Block, fixed_blocks());
+    inode_bitmaps_ = std::make_unique<GroupBitmaps>(fs_, *device_, *descriptors_,
+                                                    GroupBitmaps::Kind::Inode, fixed_blocks());
     allocator_ = std::make_unique<AlignedAllocator>(
         fs_, *block_bitmaps_,
         options_.may_use_reserved.value_or(default_may_use_reserved(*fs_->super)));
@@ -436,7 +436,7 @@ Result<> Volume::keep_mmp() {
     return kept;
 }
 
-const FixedBlocks& Volume::fixed_blocks() {
+FixedBlocks& Volume::fixed_blocks() {
     if (!fixed_blocks_) fixed_blocks_.emplace(fs_);
     return *fixed_blocks_;
 }

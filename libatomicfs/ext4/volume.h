@@ -119,7 +119,7 @@ class Volume {
     GroupBitmaps& block_bitmaps() { return *block_bitmaps_; }
     GroupBitmaps& inode_bitmaps() { return *inode_bitmaps_; }
     const InodeTables& inode_tables();
-    const FixedBlocks& fixed_blocks();
+    FixedBlocks& fixed_blocks();
     GroupDescriptors& descriptors() { return descriptors_.value(); }
     IoAdapter& adapter() { return adapter_; }
 

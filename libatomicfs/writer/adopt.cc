@@ -19,7 +19,6 @@ namespace atomic4 {
 namespace {
 
 constexpr uint64_t kPiece = uint64_t{4} << 20;       // bytes copied at a time
-constexpr uint64_t kMaxBlocks = 0xffffffff;          // of a file: lblk is 32 bits
 constexpr const char* kInlineXattr = "system.data";  // the part of inline data beyond i_block
 constexpr const char* kHidden = "belongs to the volume itself";
 
@@ -112,9 +111,9 @@ class Adoption {
     bool is_inline() const { return (file_.inode.i_flags & EXT4_INLINE_DATA_FL) != 0; }
 
     Result<> check_length() const {
-        if (!plan_.empty() && plan_.back().end().value() > kMaxBlocks)
+        if (!plan_.empty() && plan_.back().end().value() > kFileBlocksMax)
             return fail(EFBIG, "with units of {} it would need blocks beyond number {}", unit_,
-                        kMaxBlocks);
+                        kFileBlocksMax);
         return {};
     }
 

@@ -152,20 +152,11 @@ void BM_OpenToRead(benchmark::State& state) {
 void BM_OpenToWrite(benchmark::State& state) {
     open(state, OpenFor::Write);
 }
-BENCHMARK(BM_OpenToRead)
-    ->ArgName("GiB")
-    ->Arg(1)
-    ->Arg(64)
-    ->Arg(1024)
-    ->Arg(15360)
-    ->Unit(benchmark::kMillisecond);
-BENCHMARK(BM_OpenToWrite)
-    ->ArgName("GiB")
-    ->Arg(1)
-    ->Arg(64)
-    ->Arg(1024)
-    ->Arg(15360)
-    ->Unit(benchmark::kMillisecond);
+void sizes(benchmark::internal::Benchmark* bench) {
+    bench->ArgName("GiB")->Arg(1)->Arg(64)->Arg(1024)->Arg(15360)->Unit(benchmark::kMillisecond);
+}
+BENCHMARK(BM_OpenToRead)->Apply(sizes);
+BENCHMARK(BM_OpenToWrite)->Apply(sizes);
 
 }  // namespace
 }  // namespace atomic4::bench

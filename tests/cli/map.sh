@@ -91,6 +91,8 @@ out_has '^/a.x0a.x1b\[31mred: 16K in '
 expect_ok atomic4ctl -d vol.img ls
 out_has ' /a.x0a.x1b\[31mred$'
 expect_fail 1 '^atomic4ctl: /none.x1b\[31m: ' atomic4ctl -d vol.img map $'/none\033[31m'
+expect_ok atomic4ctl -d vol.img release $'/a\n\033[31mred'
+out_has '^/a.x0a.x1b\[31mred: released: '
 # Nor does a report fail for them, after something was changed.
 expect_ok atomic4ctl -d vol.img --json prealloc $'/bad\xff\xfe' --size 16K
 json_holds '.unit == 16384'

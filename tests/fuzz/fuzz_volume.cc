@@ -16,6 +16,8 @@
 // libraries: -lext2fs -lcom_err -lblkid -lisal
 #include <cstdint>
 #include <cstring>
+#include <iostream>
+#include <source_location>
 
 #include "check/volume_check.h"
 #include "device/read_only_device.h"
@@ -33,8 +35,10 @@ using test::OverlayDevice;
 
 constexpr uint64_t kReadsMax = 20'000;
 
-void require(bool holds) {
-    if (!holds) abort();
+void require(bool holds, std::source_location where = std::source_location::current()) {
+    if (holds) return;
+    std::cerr << "line " << where.line() << " in " << where.function_name() << " does not hold\n";
+    abort();
 }
 
 struct Base {

@@ -75,6 +75,8 @@ for target in "${targets[@]}"; do
     if ! "$work/$target" -max_total_time="$time" -max_len=4096 -rss_limit_mb=1024 \
         "$work/found-$target" "$here/corpus/$target" >"$work/log" 2>&1; then
         tail -n 100 "$work/log" >&2
+        # The essence once more, where a report that was cut still has it.
+        grep -aE 'does not hold|runtime error|^SUMMARY|^Base64' "$work/log" >&2
         exit 1
     fi
     grep '^Done' "$work/log"

@@ -1,6 +1,7 @@
 // The native engine on a mounted file, with a loop that plays a kernel which writes untorn through
 // ext4 (support/native_loop.h).
 #include <gmock/gmock.h>
+#include <sys/ioctl.h>
 #include <sys/uio.h>
 
 #include "ext4/atomic_file.h"
@@ -303,6 +304,25 @@ TEST_P(MountedNativeTest, AnErrorPoisons) {
         EXPECT_FALSE(driver_->stop());
         kill();
     }
+}
+
+// The kernel says "durable" although ext4's journal is gone, and with it what gave the range
+// blocks.
+TEST_P(MountedNativeTest, ALostJournalPoisons) {
+    serve();
+    const FileRef file = must_open();
+    const auto bytes = random(kUnit);
+    const UniqueFd fd = open_file("data", O_RDONLY);
+    native_->on_written = [&] {
+        uint32_t without_flush = 2;  // EXT4_GOING_FLAGS_NOLOGFLUSH
+        EXPECT_EQ(::ioctl(fd.get(), _IOR('X', 125, uint32_t), &without_flush), 0);
+    };
+    expect_refused(driver_->write(file, 0, bytes, Engine::Native), EIO, "in doubt");
+    EXPECT_EQ(counts().writes_native, 0u);
+    ASSERT_NE(target_->poisoned(), nullptr);
+    EXPECT_THAT(*target_->poisoned(), HasSubstr("native write"));
+    EXPECT_FALSE(driver_->stop());
+    kill();
 }
 
 TEST_P(MountedNativeTest, OverlappingOnesKeepTheirOrder) {

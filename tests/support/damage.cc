@@ -165,6 +165,15 @@ void add_fields(std::vector<DamagePlace>& places, const std::string& what, uint6
     }
 }
 
+// A structure may end before the last of its fields that are known.
+void move_those_within(const ByteRange& range, std::vector<DamagePlace>& all,
+                       std::vector<DamagePlace>& places) {
+    for (DamagePlace& place : all) {
+        if (place.bytes.offset + place.bytes.length <= range.offset + range.length)
+            places.push_back(std::move(place));
+    }
+}
+
 }  // namespace
 
 std::vector<DamagePlace> DamageBase::Sound::superblock() const {
@@ -194,10 +203,7 @@ std::vector<DamagePlace> DamageBase::Sound::descriptors() const {
         std::vector<DamagePlace> all;
         add_fields(all, "descriptor of group " + std::to_string(group), range.offset,
                    kDescriptorFields, {range}, seal);
-        for (DamagePlace& place : all) {
-            if (place.bytes.offset + place.bytes.length <= range.offset + range.length)
-                places.push_back(std::move(place));
-        }
+        move_those_within(range, all, places);
     }
     return places;
 }
@@ -271,10 +277,7 @@ std::vector<DamagePlace> DamageBase::Sound::inodes() const {
                            {range},
                            seal});
         }
-        for (DamagePlace& place : all) {
-            if (place.bytes.offset + place.bytes.length <= range.offset + range.length)
-                places.push_back(std::move(place));
-        }
+        move_those_within(range, all, places);
     }
     return places;
 }

@@ -114,6 +114,34 @@ TEST(DamagedGroups, WhenNothingElseIsLeftTheyAreNamed) {
     EXPECT_EQ(code_of(volume->allocator().allocate(13, Pblk(1))), ENOSPC);
 }
 
+// Checksum and counts are right: only the place tells. With flex_bg it is another group's.
+TEST(DamagedGroups, MetadataThatABitmapCallsFree) {
+    for (const char* features : {"^flex_bg", "flex_bg"}) {
+        SCOPED_TRACE(features);
+        for (const uint32_t owner : {0, 3}) {
+            MemoryDevice memory(make_atomic4(kSize, {"-b", "1024", "-O", features}));
+            uint64_t table = 0;
+            uint32_t group = 0;
+            {
+                const auto volume = open_volume(memory);
+                table = ext2fs_inode_table_loc(volume->fs(), owner);
+                group = group_of(*volume, Pblk(table));
+                Transaction transaction(*volume);
+                GroupBitmaps& bitmaps = volume->block_bitmaps();
+                must(bitmaps.set(group, bitmaps.bit_of(table), 1, false));
+                must(transaction.commit());
+            }
+            EXPECT_EQ(group == owner, owner == 0 || features[0] == '^');
+            const auto volume = open_volume(memory);
+            EXPECT_THAT(message_of(volume->block_bitmaps().get(group)),
+                        HasSubstr("calls blocks of the volume's own metadata free"));
+            Transaction transaction(*volume);
+            EXPECT_NE(group_of(*volume, must(volume->allocator().allocate(0, Pblk(table))).start),
+                      group);
+        }
+    }
+}
+
 // A damaged group without free blocks makes no difference: ENOSPC is proved.
 TEST(DamagedGroups, AFullOneChangesNothing) {
     Image image = make_used_image();

@@ -170,6 +170,8 @@ inline Image dirty(const char* block = "1024", std::vector<std::string> more = {
 inline void fill_up(Volume& volume, uint64_t leave) {
     // A large file may need tree blocks of its own; the rest goes to files that need none.
     constexpr uint64_t kRest = 64;
+    // Where an inode has no room for xattrs they take one, too.
+    const uint64_t xattrs = EXT2_INODE_SIZE(volume.fs()->super) > EXT2_GOOD_OLD_INODE_SIZE ? 0 : 1;
     NewFile file;
     file.unit = volume.block_size();
     const auto left = [&] { return ext2fs_free_blocks_count(volume.fs()->super); };
@@ -178,7 +180,7 @@ inline void fill_up(Volume& volume, uint64_t leave) {
         must(create_atomic_file(volume, "/fill", file));
     }
     for (int i = 0; left() > leave; ++i) {
-        file.size = volume.block_size() * std::min<uint64_t>(left() - leave, 4);
+        file.size = volume.block_size() * std::min<uint64_t>(left() - leave - xattrs, 4);
         must(create_atomic_file(volume, fmt::format("/fill{}", i), file));
     }
     if (left() != leave) throw std::runtime_error("can't fill the volume up");

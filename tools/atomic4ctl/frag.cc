@@ -45,14 +45,9 @@ nlohmann::json report(const FreeSpace& space) {
 
 Result<int> run(const Context& context, const FragCommand& command) {
     Progress progress("reading the bitmaps");
-    VolumeOptions options;
-    options.purpose = OpenFor::Inspect;
-    options.require_atomic4 = false;
-    const auto volume = A4_TRY(Volume::open(
-        A4_TRY(context.open_device(command.device, Access::ReadOnly, Sharing::Shared)), options));
+    const auto volume = A4_TRY(open_to_inspect(context, command.device));
     const FreeSpace space = A4_TRY(measure_free_space(*volume).context(command.device));
     progress.finish();
-    warn_of_repairs(context, command.device, volume->notices());
     const auto mounted = mounted_on(command.device);
     if (mounted)
         context.warn(fmt::format("{} is mounted on {}: the figures may be out of date",

@@ -62,12 +62,7 @@ std::string size_text(const nlohmann::json& value) {
 
 Result<int> run(const Context& context, const InfoCommand& command) {
     Progress progress("reading the volume");
-    VolumeOptions options;
-    options.purpose = OpenFor::Inspect;
-    options.require_atomic4 = false;
-    const auto volume = A4_TRY(Volume::open(
-        A4_TRY(context.open_device(command.device, Access::ReadOnly, Sharing::Shared)), options));
-    warn_of_repairs(context, command.device, volume->notices());
+    const auto volume = A4_TRY(open_to_inspect(context, command.device));
     ext2_super_block& super = *volume->fs()->super;
     const AtomicLimits& limits = volume->device().atomic_limits();
     uint64_t copies = 0;

@@ -22,8 +22,9 @@ Result<int> run(const Context& context, const ReleaseCommand& command) {
             {"path", command.path}, {"inode", inode}, {"changed", changed}};
         print_json(context, json);
     } else if (changed) {
-        context.print(fmt::format(
-            "{}: released: nothing promises its layout any more; its data stays\n", command.path));
+        context.print(
+            fmt::format("{}: released: nothing promises its layout any more; its data stays\n",
+                        printable(command.path)));
     } else {
         context.print(fmt::format("{}: no atomic file: nothing to do\n", printable(command.path)));
     }

@@ -21,9 +21,10 @@ void warn_of_interruption(const Context& context, const std::string& device) {
 namespace {
 
 Result<std::unique_ptr<Volume>> open_and_warn(const Context& context, const std::string& device,
-                                              Access access, const VolumeOptions& options) {
-    auto volume = A4_TRY(
-        Volume::open(A4_TRY(context.open_device(device, access, Sharing::Exclusive)), options));
+                                              Access access, Sharing sharing,
+                                              const VolumeOptions& options) {
+    auto volume =
+        A4_TRY(Volume::open(A4_TRY(context.open_device(device, access, sharing)), options));
     warn_of_repairs(context, device, volume->notices());
     return volume;
 }
@@ -44,7 +45,14 @@ Result<OpenVolume> open_to_write(const Context& context, const std::string& devi
 }
 
 Result<std::unique_ptr<Volume>> open_to_look(const Context& context, const std::string& device) {
-    return open_and_warn(context, device, Access::ReadOnly, VolumeOptions{});
+    return open_and_warn(context, device, Access::ReadOnly, Sharing::Exclusive, VolumeOptions{});
+}
+
+Result<std::unique_ptr<Volume>> open_to_inspect(const Context& context, const std::string& device) {
+    VolumeOptions options;
+    options.purpose = OpenFor::Inspect;
+    options.require_atomic4 = false;
+    return open_and_warn(context, device, Access::ReadOnly, Sharing::Shared, options);
 }
 
 Result<std::unique_ptr<Volume>> open_any_to_write(const Context& context,
@@ -53,7 +61,7 @@ Result<std::unique_ptr<Volume>> open_any_to_write(const Context& context,
     options.purpose = OpenFor::Write;
     options.require_atomic4 = false;
     options.every_copy = true;
-    return open_and_warn(context, device, Access::ReadWrite, options);
+    return open_and_warn(context, device, Access::ReadWrite, Sharing::Exclusive, options);
 }
 
 }  // namespace atomic4::tools

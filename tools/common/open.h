@@ -17,6 +17,8 @@ void warn_of_repairs(const Context& context, const std::string& device,
 Result<OpenVolume> open_to_write(const Context& context, const std::string& device);
 // For looking at metadata; live records are no obstacle.
 Result<std::unique_ptr<Volume>> open_to_look(const Context& context, const std::string& device);
+// For looking at any ext4, in whatever state and whoever else uses it.
+Result<std::unique_ptr<Volume>> open_to_inspect(const Context& context, const std::string& device);
 // For enable and disable: any ext4.
 Result<std::unique_ptr<Volume>> open_any_to_write(const Context& context,
                                                   const std::string& device);

@@ -6,6 +6,8 @@
 #include <array>
 #include <cmath>
 
+#include "base/svg.h"
+
 namespace atomic4::bench {
 namespace {
 
@@ -33,29 +35,9 @@ Style style(Plot::Kind kind) {
     return {};
 }
 
-std::string escaped(const std::string& text) {
-    std::string out;
-    for (const char c : text) {
-        switch (c) {
-            case '&':
-                out += "&amp;";
-                break;
-            case '<':
-                out += "&lt;";
-                break;
-            case '>':
-                out += "&gt;";
-                break;
-            default:
-                out += c;
-        }
-    }
-    return out;
-}
-
 std::string text(double x, double y, const std::string& words, const char* more) {
     return fmt::format("<text x=\"{:.1f}\" y=\"{:.1f}\" {}>{}</text>\n", x, y, more,
-                       escaped(words));
+                       xml_escaped(words));
 }
 
 // 12,345
