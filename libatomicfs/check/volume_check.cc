@@ -4,6 +4,7 @@
 #include <set>
 
 #include "base/text.h"
+#include "ext4/block_claims.h"
 #include "ext4/format.h"
 #include "ext4/layout.h"
 #include "ext4/path.h"
@@ -17,11 +18,14 @@ namespace {
 struct FindingRow {
     FindingId id;
     Severity severity;
+    Handling handling;
     const char* meaning;
+    const char* question;
 };
 
 constexpr FindingRow kFindings[] = {
-#define A4_FINDING(number, name, severity, meaning) {FindingId::name, Severity::severity, meaning},
+#define A4_FINDING(number, name, severity, handling, meaning, question) \
+    {FindingId::name, Severity::severity, Handling::handling, meaning, question},
 #include "check/findings.def"
 #undef A4_FINDING
 };
@@ -54,9 +58,20 @@ class Checker {
     void add(FindingId id, std::string where, std::string detail) {
         report_.findings.push_back({id, std::move(where), std::move(detail)});
     }
+    // Of an inode whose path is looked up when all is done.
+    void add(FindingId id, ext2_ino_t inode, std::string detail) {
+        report_.findings.push_back({id, {}, std::move(detail), inode});
+    }
 
     Result<> check_gate() {
         A4_CHECK(volume_.read_every_copy());
+        const bool anywhere =
+            volume_.gate_in_primary() ||
+            std::ranges::any_of(volume_.backups(), [](const auto& backup) { return backup.gate; });
+        if (!anywhere) {
+            add(FindingId::GateMissingEverywhere, "superblock", "all copies");
+            return {};
+        }
         if (!volume_.gate_in_primary()) add(FindingId::GateMissing, "superblock", "the primary");
         for (const BackupSuperblock& backup : volume_.backups()) {
             if (!backup.gate) {
@@ -85,9 +100,9 @@ class Checker {
             return;
         }
         if (!contents->superblock_damage.empty())
-            add(FindingId::LogDamaged, "redo log", contents->superblock_damage);
+            add(FindingId::LogSuperblock, "redo log", contents->superblock_damage);
         if (contents->end == LogEnd::Corrupt)
-            add(FindingId::LogDamaged, "redo log", contents->end_detail);
+            add(FindingId::LogCorrupt, "redo log", contents->end_detail);
         if (!contents->live.empty()) {
             add(FindingId::LiveRecords, "redo log",
                 fmt::format("{}: run atomic4ctl recover",
@@ -97,29 +112,85 @@ class Checker {
         }
     }
 
-    Result<> check_file(ext2_ino_t number, const std::string& where) {
+    // True: it is an atomic one, and intact.
+    Result<bool> check_file(ext2_ino_t number) {
+        const size_t before = report_.findings.size();
         auto file = read_file(volume_, number);
         if (!file && file.error().code == EIO) return fail(std::move(file).error());
         if (!file) {
-            add(FindingId::InodeDamaged, where, file.error().message);
-            return {};
+            add(FindingId::InodeDamaged, number, file.error().message);
+            return false;
         }
         if (!file->atomic) {
-            if (file->unit) add(FindingId::UnitWithoutFlag, where, fmt::format("inode {}", number));
-            return {};
+            if (file->unit)
+                add(FindingId::UnitWithoutFlag, number, fmt::format("inode {}", number));
+            return false;
         }
         if (!is_log(number)) ++report_.files;
         if (file->generation == 0)
-            add(FindingId::GenerationZero, where, fmt::format("inode {}", number));
+            add(FindingId::GenerationZero, number, fmt::format("inode {}", number));
         if (!file->unit) {
-            add(FindingId::FlagWithoutUnit, where, fmt::format("inode {}", number));
-            return {};
+            add(FindingId::FlagWithoutUnit, number, fmt::format("inode {}", number));
+            return false;
         }
         if (const auto unit = check_unit(volume_, *file->unit); !unit) {
-            add(FindingId::BadUnit, where, unit.error().message);
-            return {};
+            add(FindingId::BadUnit, number, unit.error().message);
+            return false;
         }
-        return check_mapping(*file, where);
+        A4_CHECK(check_mapping(*file));
+        // What the bitmaps say is nothing that the file has to suffer for.
+        return std::ranges::all_of(report_.findings.begin() + static_cast<std::ptrdiff_t>(before),
+                                   report_.findings.end(), [](const Finding& finding) {
+                                       return finding.id == FindingId::BlockFree ||
+                                              finding.id == FindingId::BitmapDamaged;
+                                   });
+    }
+
+    // The whole volume's: whom the blocks of intact files belong to besides.
+    Result<> check_sharing() {
+        SharingReport sharing = A4_TRY(find_shared_blocks(volume_, report_.intact));
+        for (const SharedBlocks& shared : sharing.shared) {
+            const std::string blocks = fmt::format(
+                "{}{}", shared.first,
+                shared.count == Blocks(1) ? std::string()
+                                          : fmt::format(" and {} more", shared.count - Blocks(1)));
+            if (shared.kind == SharedBlocks::Other::Own) {
+                add(FindingId::BlocksAreMetadata, shared.atomic,
+                    fmt::format("block {}: inode {}'s", blocks, shared.other));
+                continue;
+            }
+            add(shared.kind == SharedBlocks::Other::Atomic ? FindingId::AtomicFilesShare
+                                                           : FindingId::BlocksShared,
+                shared.other,
+                fmt::format("inode {}: block {} of atomic inode {}", shared.other, blocks,
+                            shared.atomic));
+        }
+        for (const ext2_ino_t number : sharing.wrong_type)
+            add(FindingId::WrongType, number, fmt::format("inode {}", number));
+        report_.shared = std::move(sharing.shared);
+        return {};
+    }
+
+    Result<> copy_intact(ext2_ino_t number) {
+        report_.intact.push_back(
+            A4_TRY(copy_file(volume_, number, fmt::format("inode {}", number))));
+        return {};
+    }
+
+    // Only of those that something is said about: it may take a walk through all directories.
+    Result<> name_files() {
+        std::set<ext2_ino_t> named;
+        for (const Finding& finding : report_.findings) {
+            if (finding.inode != 0) named.insert(finding.inode);
+        }
+        const auto paths = A4_TRY(paths_of(volume_, std::move(named)));
+        for (Finding& finding : report_.findings) {
+            if (finding.inode == 0) continue;
+            const auto path = paths.find(finding.inode);
+            finding.where =
+                path == paths.end() ? fmt::format("inode {}", finding.inode) : path->second;
+        }
+        return {};
     }
 
   private:
@@ -127,31 +198,42 @@ class Checker {
         return volume_.attr() && number == volume_.attr()->log_inode;
     }
 
-    Result<> check_mapping(const FileState& file, const std::string& where) {
+    Result<> check_mapping(const FileState& file) {
         auto layout = check_layout(volume_, file, *file.unit);
         if (!layout && layout.error().code == EIO) return fail(std::move(layout).error());
         if (!layout) {
-            add(FindingId::InodeDamaged, where, layout.error().message);
+            const auto claims = claims_of(volume_, file.number);
+            const auto own = std::ranges::find_if(claims, [&](const BlockClaim& claim) {
+                return volume_.fixed_blocks().overlap(claim.run.start.value(),
+                                                      claim.run.length.value());
+            });
+            if (own == claims.end()) {
+                add(FindingId::InodeDamaged, file.number, layout.error().message);
+            } else {
+                add(FindingId::BlocksAreMetadata, file.number,
+                    fmt::format("among {} from {} on", counted(own->run.length.value(), "block"),
+                                own->run.start));
+            }
             return {};
         }
         if (!is_log(file.number)) report_.units += layout->units_mapped;
         const uint64_t unit_blocks = file.unit->value() / volume_.block_size().value();
         for (const UnitProblem& problem : layout->first_problems) {
-            add(finding_of(problem.fault), where,
+            add(finding_of(problem.fault), file.number,
                 fmt::format("unit {} (block {})", problem.lblk.value() / unit_blocks,
                             problem.lblk));
         }
         if (layout->problems > layout->first_problems.size()) {
-            add(finding_of(layout->first_problems.back().fault), where,
+            add(finding_of(layout->first_problems.back().fault), file.number,
                 fmt::format("and {} more units", layout->problems - layout->first_problems.size()));
         }
-        auto in_use = check_in_use(file, where);
+        auto in_use = check_in_use(file);
         if (in_use || in_use.error().code != EUCLEAN) return in_use;
-        add(FindingId::BitmapDamaged, where, in_use.error().message);
+        add(FindingId::BitmapDamaged, file.number, in_use.error().message);
         return {};
     }
 
-    Result<> check_in_use(const FileState& file, const std::string& where) {
+    Result<> check_in_use(const FileState& file) {
         uint64_t free_blocks = 0;
         std::optional<Pblk> first_free;
         for (const Mapping& mapping :
@@ -171,7 +253,7 @@ class Checker {
             }
         }
         if (first_free) {
-            add(FindingId::BlockFree, where,
+            add(FindingId::BlockFree, file.number,
                 fmt::format("{} blocks, the first is {}", free_blocks, *first_free));
         }
         return {};
@@ -194,6 +276,12 @@ Severity severity_of(FindingId id) {
 const char* meaning_of(FindingId id) {
     return row_of(id).meaning;
 }
+Handling handling_of(FindingId id) {
+    return row_of(id).handling;
+}
+const char* question_of(FindingId id) {
+    return row_of(id).question;
+}
 
 bool CheckReport::clean() const {
     return std::all_of(findings.begin(), findings.end(), [](const Finding& finding) {
@@ -208,18 +296,21 @@ Result<CheckReport> check_volume(Volume& volume) {
     checker.check_log();
     std::vector<ext2_ino_t> damaged;
     const auto inodes = A4_TRY(find_atomic_inodes(volume, &damaged));
-    std::set<ext2_ino_t> named(inodes.begin(), inodes.end());
-    named.insert(damaged.begin(), damaged.end());
-    const auto paths = A4_TRY(paths_of(volume, std::move(named)));
-    const auto where = [&](ext2_ino_t inode) {
-        const auto path = paths.find(inode);
-        return path == paths.end() ? fmt::format("inode {}", inode) : path->second;
-    };
     for (const ext2_ino_t inode : damaged) {
-        checker.add(FindingId::InodeUnreadable, where(inode),
+        checker.add(FindingId::InodeUnreadable, inode,
                     fmt::format("inode {}: the volume needs e2fsck", inode));
     }
-    for (const ext2_ino_t inode : inodes) A4_CHECK(checker.check_file(inode, where(inode)));
+    for (const ext2_ino_t inode : inodes) {
+        if (A4_TRY(checker.check_file(inode))) A4_CHECK(checker.copy_intact(inode));
+    }
+    A4_CHECK(checker.check_sharing());
+    A4_CHECK(checker.name_files());
+    return report;
+}
+
+CheckReport check_log(Volume& volume) {
+    CheckReport report;
+    Checker(volume, report).check_log();
     return report;
 }
 
@@ -230,7 +321,8 @@ Result<CheckReport> check_one_file(Volume& volume, const std::string& path) {
     ext2_inode inode{};
     if (ext2fs_read_inode(volume.fs(), number, &inode) == 0 && LINUX_S_ISDIR(inode.i_mode))
         return fail(EISDIR, "{}: is a directory: check takes a file", path);
-    A4_CHECK(checker.check_file(number, path));
+    A4_CHECK(checker.check_file(number));
+    for (Finding& finding : report.findings) finding.where = path;
     return report;
 }
 

@@ -46,6 +46,9 @@ std::vector<MountEntry> read_mount_table(const std::string& path) {
         while (words >> word && word != "-") {
         }
         if (!(words >> entry.type >> entry.source)) continue;
+        std::string super_options;
+        words >> super_options;
+        entry.read_only = super_options == "ro" || super_options.starts_with("ro,");
         entry.root = unescape(entry.root);
         entry.mount_point = unescape(entry.mount_point);
         entry.source = unescape(entry.source);

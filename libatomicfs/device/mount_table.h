@@ -13,6 +13,7 @@ struct MountEntry {
     std::string mount_point;  // as path, escapes undone
     std::string type;         // "ext4"
     std::string source;       // "/dev/sda1", as told to mount(2)
+    bool read_only = false;   // the file system, not only this mount of it
 };
 
 // In the order of mounting. Lines that can't be read are left out; no file, no entries.

@@ -1,5 +1,6 @@
 #include "ext4/bitmap_rebuild.h"
 
+#include "ext4/block_claims.h"
 #include "ext4/errcode.h"
 #include "ext4/transaction.h"
 
@@ -78,7 +79,66 @@ Result<> mark_inodes(ext2_filsys fs, Marks& marks) {
     }
 }
 
+using RawMap = std::remove_pointer_t<ext2fs_block_bitmap>;
+struct FreeMap {
+    void operator()(RawMap* map) const { ext2fs_free_block_bitmap(map); }
+};
+using ClaimMap = std::unique_ptr<RawMap, FreeMap>;
+
+// By clusters; memory goes with the pieces, not with the volume.
+Result<ClaimMap> map_of_claims(Volume& volume) {
+    ext2_filsys fs = volume.fs();
+    fs->default_bitmap_type = EXT2FS_BMAP64_RBTREE;
+    ext2fs_block_bitmap raw = nullptr;
+    A4_CHECK(check_errcode(ext2fs_allocate_block_bitmap(fs, "claims", &raw), "map of claims"));
+    ClaimMap map(raw);
+    const uint64_t first = fs->super->s_first_data_block;
+    const uint64_t end = ext2fs_blocks_count(fs->super);
+    const auto mark = [&](PblkRun run) {
+        const uint64_t from = std::max(run.start.value(), first);
+        const uint64_t to = std::min((run.start + run.length).value(), end);
+        if (from < to) ext2fs_mark_block_bitmap_range2(raw, from, static_cast<unsigned>(to - from));
+    };
+    if (ext2fs_has_feature_mmp(fs->super)) mark({Pblk(fs->super->s_mmp_block), Blocks(1)});
+    volume.fixed_blocks().for_each_in(
+        first, end - 1, [&](uint64_t block, uint64_t n) { mark({Pblk(block), Blocks(n)}); });
+    A4_CHECK(for_each_claiming_inode(volume, [&](const ClaimingInode& inode) {
+        for (const BlockClaim& claim : inode.claims) mark(claim.run);
+    }));
+    return map;
+}
+
 }  // namespace
+
+Result<> prove_all_bitmaps(Volume& volume) {
+    ext2_filsys fs = volume.fs();
+    GroupBitmaps& bitmaps = volume.block_bitmaps();
+    const ClaimMap map = A4_TRY(map_of_claims(volume));
+    Transaction transaction(volume);
+    std::vector<uint32_t> changed;
+    for (dgrp_t group = 0; group < fs->group_desc_count; ++group) {
+        auto found = bitmaps.get(group);
+        if (!found && !bitmaps.is_damaged(group)) return fail(std::move(found).error());
+        const bool damaged = !found;
+        if (damaged && volume.descriptors().is_frozen(group)) continue;
+        GroupBitmaps::Bits bits = damaged ? A4_TRY(bitmaps.read_unproved(group)) : **found;
+        GroupBitmaps::Bits claimed(fs->blocksize, 0);
+        A4_CHECK(check_errcode(
+            ext2fs_get_block_bitmap_range2(map.get(), EXT2FS_B2C(fs, bitmaps.block_of(group, 0)),
+                                           bitmaps.bits_in(group), claimed.data()),
+            "map of claims"));
+        bool missing = false;
+        for (size_t i = 0; i < bits.size(); ++i) {
+            missing = missing || (claimed[i] & ~bits[i]) != 0;
+            bits[i] |= claimed[i];
+        }
+        if (!damaged && !missing) continue;
+        A4_CHECK(bitmaps.replace(group, std::move(bits)));
+        changed.push_back(group);
+    }
+    volume.allocator().groups_changed(changed);
+    return transaction.commit();
+}
 
 Result<std::vector<std::string>> rebuild_damaged_bitmaps(Volume& volume) {
     ext2_filsys fs = volume.fs();

@@ -1,4 +1,5 @@
-// Makes damaged block bitmaps usable again, for replay, when no other group can serve.
+// Makes damaged block bitmaps usable again: for replay, when no other group can serve, and for
+// fsck.
 //
 // While the needs-replay bit is set e2fsck can't go first, so replay that has to allocate (a growth
 // that was interrupted may take a tree block) must find its way with a bitmap whose checksum is
@@ -22,6 +23,12 @@
 #include "ext4/volume.h"
 
 namespace atomic4 {
+
+// For fsck, before it allocates: the bitmaps of all groups, damaged ones too, call nothing free
+// that any inode claims, as for_each_claiming_inode (block_claims.h) finds them whatever their
+// checksums say; in an operation of its own. What a bitmap calls used without an owner stays so:
+// e2fsck finds it. Groups whose descriptor is damaged stay damaged.
+Result<> prove_all_bitmaps(Volume& volume);
 
 // All groups that were found damaged so far, in an operation of its own. Returns what was done, a
 // line a group; empty: there was nothing to do. EUCLEAN: not provable, nothing changed.

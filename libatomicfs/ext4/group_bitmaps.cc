@@ -308,6 +308,7 @@ Result<> GroupBitmaps::replace(uint32_t group, Bits bits) {
     ext2fs_bg_flags_clear(fs_, group, EXT2_BG_BLOCK_UNINIT);
     before_[group] = std::move(raw);
     dirty_.insert(group);
+    if (const auto kept = cache_.find(group); kept != cache_.end()) by_age_.erase(kept->second.age);
     by_age_.push_back(group);
     cache_[group] = Entry{std::make_shared<Bits>(std::move(bits)), std::prev(by_age_.end())};
     replaced_.insert(damaged_.extract(group));

@@ -81,8 +81,7 @@ class GroupBitmaps {
     // For bitmap_rebuild.h. Block kind. A damaged group's bitmap as it stands, with the fixed
     // blocks that lie there. EUCLEAN: the descriptor is damaged.
     Result<Bits> read_unproved(uint32_t group);
-    // Makes a damaged group serve again with these bits, its free counts by them. An operation is
-    // open.
+    // Makes a (damaged) group serve with these bits, its free counts by them. An operation is open.
     Result<> replace(uint32_t group, Bits bits);
     // Flips count bits from first to used (or free). Block kind: adjusts the free counts too unless
     // libext2fs has done so (count_free false).

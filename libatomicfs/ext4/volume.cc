@@ -276,8 +276,8 @@ Result<> Volume::load() {
     if (options_.require_atomic4 && !gate_)
         return fail(EINVAL, "an ext4 volume, but not an atomic4 one: run atomic4ctl enable first");
     // recover finds the log without it, by its name; but not one of another version.
-    const bool can_do_without =
-        options_.recovering && !(attr_error_ && attr_error_->code == EOPNOTSUPP);
+    const bool can_do_without = (options_.recovering || options_.damaged_too) &&
+                                !(attr_error_ && attr_error_->code == EOPNOTSUPP);
     if (options_.require_atomic4 && options_.purpose != OpenFor::Inspect && !attr_ &&
         !can_do_without) {
         if (needs_replay() && !(attr_error_ && attr_error_->code == EOPNOTSUPP)) {
@@ -320,6 +320,7 @@ Result<> Volume::check_state() const {
         }
         return fail(EUCLEAN, "its journal needs recovery: {}", kKernelRecovers);
     }
+    if (options_.damaged_too) return {};
     // While records are live no stock tool takes the volume, so e2fsck can't go first.
     if (options_.recovering && needs_replay()) return {};
     if ((super.s_state & EXT2_ERROR_FS) != 0 || super.s_error_count != 0) {
@@ -349,7 +350,7 @@ Result<> Volume::check_state() const {
 Result<> Volume::read_attr() {
     const auto text = read_xattr(fs_, EXT2_ROOT_INO, kVolumeXattr);
     if (!text) {
-        if (options_.purpose == OpenFor::Inspect) {
+        if (options_.purpose == OpenFor::Inspect || options_.damaged_too) {
             attr_error_ = text.error();
             return {};
         }
@@ -405,6 +406,13 @@ bool Volume::gate_in_primary() const {
 
 bool Volume::needs_replay() const {
     return (fs_->super->s_feature_incompat & kFeatureIncompatNeedsReplay) != 0;
+}
+
+bool Volume::needs_checking() const {
+    const ext2_super_block& super = *fs_->super;
+    return (super.s_state & EXT2_ERROR_FS) != 0 || super.s_error_count != 0 ||
+           (super.s_state & EXT2_VALID_FS) == 0 || super.s_last_orphan != 0 ||
+           ext2fs_has_feature_orphan_present(fs_->super);
 }
 
 Result<ext2_ino_t> Volume::lock_inode() {

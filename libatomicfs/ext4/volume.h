@@ -51,6 +51,9 @@ struct VolumeOptions {
     // To replay the redo log: while the needs-replay bit is set, recorded errors and damage
     // elsewhere are no obstacle.
     bool recovering = false;
+    // For fsck: whatever errors are recorded or stand in the descriptors. Only a journal that needs
+    // recovery is an obstacle: what it holds is not read from metadata.
+    bool damaged_too = false;
     // Take away the mark that a crash of atomic4 or e2fsck left in the MMP block (mmp.h). Only
     // where somebody has said that it was one.
     bool clear_mmp = false;
@@ -78,6 +81,8 @@ class Volume {
     const std::string& name() const { return device_->name(); }
 
     bool recovering() const { return options_.recovering; }
+    // Recorded errors, orphans, or not unmounted cleanly: the bitmaps are worth nothing.
+    bool needs_checking() const;
     bool gate() const { return gate_; }
     bool gate_in_primary() const;
     // The opening has put the gate bit back into copies that lacked it.

@@ -3,15 +3,16 @@
 #include <algorithm>
 #include <cstring>
 
+#include "ext4/bitmap_rebuild.h"
 #include "ext4/format.h"
 #include "ext4/layout_plan.h"
 #include "ext4/path.h"
+#include "ext4/transaction.h"
+#include "ext4/xattr.h"
 
 namespace atomic4 {
 
 namespace {
-
-constexpr uint64_t kFileEnd = uint64_t{1} << 32;  // lblk has 32 bits
 
 Mapping rest_of(const Mapping& mapping, Blocks done) {
     return {mapping.lblk + done, mapping.length - done, mapping.pblk + done, mapping.state};
@@ -52,7 +53,7 @@ Result<std::string> change_of(Volume& volume, const ProtectedFile& file) {
     if (!state->atomic && (before.i_flags & kInodeFlagAtomic) != 0)
         return std::string("has lost the atomic flag");
     if (state->unit != file.unit) return std::string("has lost its unit");
-    auto mapped = map_range(volume, file.number, state->inode, Lblk(0), Blocks(kFileEnd));
+    auto mapped = map_range(volume, file.number, state->inode, Lblk(0), kWholeFile);
     if (!mapped && mapped.error().code == EIO) return fail(std::move(mapped).error());
     if (!mapped) return mapped.error().message;
     return difference(file.mappings, joined(*mapped));
@@ -72,14 +73,49 @@ Result<ProtectedSet> protect_atomic_files(Volume& volume) {
     return ProtectedSet(std::move(files), volume.block_size());
 }
 
-Result<std::vector<std::string>> changes_in(Volume& volume, const ProtectedSet& set) {
-    std::vector<std::string> changes;
-    for (const ProtectedFile& file : set.files()) {
+Result<std::vector<FileChange>> changes_in(Volume& volume, const ProtectedSet& set) {
+    std::vector<FileChange> changes;
+    for (size_t i = 0; i < set.files().size(); ++i) {
+        const ProtectedFile& file = set.files()[i];
         const std::string change = A4_TRY(change_of(volume, file));
         if (!change.empty())
-            changes.push_back(fmt::format("{} (inode {}): {}", file.path, file.number, change));
+            changes.push_back(
+                {i, fmt::format("{} (inode {}): {}", file.path, file.number, change)});
     }
     return changes;
+}
+
+Result<> put_back(Volume& volume, const ProtectedSet& set, const std::vector<FileChange>& changes) {
+    ext2_filsys fs = volume.fs();
+    Device& device = volume.device();
+    // Whoever is interrupted here leaves a volume that has to be checked.
+    fs->super->s_state |= EXT2_ERROR_FS;
+    A4_CHECK(write_primary_superblock(fs, device));
+    A4_CHECK(device.flush());
+    for (const FileChange& change : changes) {
+        const ProtectedFile& file = set.files()[change.file];
+        for (const ProtectedFile::Node& node : file.nodes) {
+            A4_CHECK(device.write(ByteOffset(node.block.value() * fs->blocksize), node.contents)
+                         .context(file.path));
+        }
+    }
+    A4_CHECK(device.flush());
+    for (const FileChange& change : changes) {
+        const ProtectedFile& file = set.files()[change.file];
+        A4_CHECK(device.write(file.inode_at, file.inode).context(file.path));
+    }
+    A4_CHECK(device.flush());
+    ext2fs_flush_icache(fs);
+    A4_CHECK(prove_all_bitmaps(volume));
+    for (const FileChange& change : changes) {
+        const ProtectedFile& file = set.files()[change.file];
+        const auto state = read_file(volume, file.number);
+        if (!state || !file.unit || state->unit == file.unit) continue;
+        Transaction transaction(volume);
+        A4_CHECK(write_xattr(fs, file.number, kUnitXattr, fmt::format("{}", *file.unit)));
+        A4_CHECK(transaction.commit());
+    }
+    return {};
 }
 
 }  // namespace atomic4

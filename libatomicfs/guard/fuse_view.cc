@@ -86,9 +86,8 @@ void on_read(fuse_req_t request, fuse_ino_t, size_t size, off_t offset, fuse_fil
 void on_write(fuse_req_t request, fuse_ino_t, const char* bytes, size_t size, off_t offset,
               fuse_file_info*) {
     Served& it = served(request);
-    const auto done =
-        it.device->write(ByteOffset(static_cast<uint64_t>(offset)),
-                         std::span(reinterpret_cast<const std::byte*>(bytes), size));
+    const auto done = it.device->write(ByteOffset(static_cast<uint64_t>(offset)),
+                                       std::span(reinterpret_cast<const std::byte*>(bytes), size));
     if (done) {
         fuse_reply_write(request, size);
         return;
@@ -137,8 +136,7 @@ Result<UniqueFd> make_mount(int fuse, const Device& device) {
     A4_CHECK(set_string(fs.get(), "group_id", std::to_string(::getgid())));
     if (::fsconfig(fs.get(), FSCONFIG_CMD_CREATE, nullptr, nullptr, 0) != 0)
         return fail(Error::from_errno(errno, "guarded view: can't make the mount"));
-    UniqueFd mount(
-        ::fsmount(fs.get(), FSMOUNT_CLOEXEC, MOUNT_ATTR_NODEV | MOUNT_ATTR_NOSUID));
+    UniqueFd mount(::fsmount(fs.get(), FSMOUNT_CLOEXEC, MOUNT_ATTR_NODEV | MOUNT_ATTR_NOSUID));
     if (!mount) return fail(Error::from_errno(errno, "guarded view: fsmount"));
     return mount;
 }

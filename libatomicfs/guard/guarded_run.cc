@@ -50,7 +50,7 @@ struct Failure {
 };
 
 struct Child {
-    int mount;        // to be moved
+    int mount;  // to be moved
     const char* path;
     char* const* arguments;
     pid_t parent;
@@ -95,9 +95,8 @@ Error explain(const Failure& failure, const std::string& path, const std::string
 GuardedExit watch(pid_t child, const HeldSignals& signals, const FuseView& view) {
     GuardedExit result;
     const UniqueFd process(static_cast<int>(::syscall(SYS_pidfd_open, child, 0)));
-    std::array<pollfd, 3> events{{{process.get(), POLLIN, 0},
-                                  {signals.fd(), POLLIN, 0},
-                                  {view.refused(), POLLIN, 0}}};
+    std::array<pollfd, 3> events{
+        {{process.get(), POLLIN, 0}, {signals.fd(), POLLIN, 0}, {view.refused(), POLLIN, 0}}};
     for (;;) {
         if (::poll(events.data(), events.size(), -1) < 0) continue;
         if ((events[2].revents & POLLIN) != 0) {
@@ -141,7 +140,8 @@ Result<GuardedExit> run_guarded(GuardedDevice& device, const std::string& path,
     UniqueFd writing(ends[1]);
 
     std::vector<char*> argv;
-    for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
+    for (const std::string& argument : arguments)
+        argv.push_back(const_cast<char*>(argument.c_str()));
     argv.push_back(nullptr);
     const Child child{view->mount(), covered.c_str(), argv.data(),
                       ::getpid(),    writing.get(),   signals.before()};

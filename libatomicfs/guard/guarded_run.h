@@ -1,10 +1,10 @@
 // Runs a stock tool on a guarded view of a device, under the device's own name.
 //
-// The tool gets a mount namespace of its own, in which the view (fuse_view.h) lies over the device's
-// path: whatever name of it the tool uses, it opens the view, its messages name the device, and
-// nothing is left of it afterwards. A write that the view refuses ends the tool at once (SIGKILL):
-// e2fsck -y would answer "ignore error?" with yes and go on (F17). If this process dies, so does the
-// tool (PR_SET_PDEATHSIG).
+// The tool gets a mount namespace of its own, in which the view (fuse_view.h) lies over the
+// device's path: whatever name of it the tool uses, it opens the view, its messages name the
+// device, and nothing is left of it afterwards. A write that the view refuses ends the tool at once
+// (SIGKILL): e2fsck -y would answer "ignore error?" with yes and go on (F17). If this process dies,
+// so does the tool (PR_SET_PDEATHSIG).
 //
 // SIGINT and SIGTERM for this process go to the tool while it runs; what it then exits with is
 // returned.

@@ -9,8 +9,6 @@ namespace atomic4 {
 
 namespace {
 
-constexpr uint64_t kFileEnd = uint64_t{1} << 32;  // lblk has 32 bits
-
 struct Field {
     size_t offset;
     size_t size;
@@ -79,12 +77,11 @@ Result<ProtectedFile> copy_file(Volume& volume, ext2_ino_t number, std::string p
     file.inode_at = place_of_inode(fs, number);
     file.inode.resize(EXT2_INODE_SIZE(fs->super));
     A4_CHECK(volume.metadata_device().read(file.inode_at, file.inode));
-    file.mappings =
-        joined(A4_TRY(map_range(volume, number, state.inode, Lblk(0), Blocks(kFileEnd))));
+    file.mappings = joined(A4_TRY(map_range(volume, number, state.inode, Lblk(0), kWholeFile)));
     for (const Pblk block : A4_TRY(tree_blocks(volume, number, state.inode))) {
         std::vector<std::byte> contents(fs->blocksize);
-        A4_CHECK(volume.metadata_device().read(ByteOffset(block.value() * fs->blocksize),
-                                               contents));
+        A4_CHECK(
+            volume.metadata_device().read(ByteOffset(block.value() * fs->blocksize), contents));
         file.nodes.push_back({block, std::move(contents)});
     }
     return file;

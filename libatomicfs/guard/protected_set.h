@@ -1,7 +1,7 @@
-// What a guarded view lets nobody touch: the data of atomic files, the blocks of their extent trees,
-// and of their inodes what says where the data is and that it is theirs (mode, flags, i_block,
-// generation). Copied, so that a file can be put back as it was whatever a tool did to its inode
-// (F17).
+// What a guarded view lets nobody touch: the data of atomic files, the blocks of their extent
+// trees, and of their inodes what says where the data is and that it is theirs (mode, flags,
+// i_block, generation). Copied, so that a file can be put back as it was whatever a tool did to its
+// inode (F17).
 //
 // Units: bytes of the device in the ranges, blocks in the files. Threads: any number, once made.
 #pragma once

@@ -3,11 +3,11 @@
 //
 // What tools see of a superblock copy is the copy on disk without the gate bit and the needs-replay
 // bit, with the checksum that it then has to have. What they write is put on top of what they saw,
-// and goes down with the bits that the copy on disk has (the gate in any case) and a right checksum,
-// as one write of the aligned 4 KiB around it. Tools write superblocks in pieces of two bytes, the
-// checksum last (F5): what lies on the device is whole and right after every piece, while the tool
-// still reads back what it wrote. A journal's replay writes whole superblocks with the bits in them:
-// those are taken out of what is shown.
+// and goes down with the bits that the copy on disk has (the gate in any case) and a right
+// checksum, as one write of the aligned 4 KiB around it. Tools write superblocks in pieces of two
+// bytes, the checksum last (F5): what lies on the device is whole and right after every piece,
+// while the tool still reads back what it wrote. A journal's replay writes whole superblocks with
+// the bits in them: those are taken out of what is shown.
 //
 // A superblock copy is: the primary; what lies where the volume's own rules want a copy
 // (ext2fs_bg_has_super); and whatever else at the start of a group says that it is one of this
@@ -33,8 +33,8 @@ namespace atomic4 {
 class SuperblockMask final : public Device {
   public:
     // below must outlive this object. EINVAL: its primary superblock, and the copies where they
-    // are looked for without one, are no ext4's. Which bits the volume has is asked of the device at
-    // each write, except the gate: it is put in everywhere.
+    // are looked for without one, are no ext4's. Which bits the volume has is asked of the device
+    // at each write, except the gate: it is put in everywhere.
     static Result<std::unique_ptr<SuperblockMask>> make(Device& below);
 
     Result<> read(ByteOffset offset, std::span<std::byte> into) override;

@@ -1,6 +1,7 @@
 #include "writer/open_volume.h"
 
 #include "base/text.h"
+#include "ext4/bitmap_rebuild.h"
 #include "ext4/transaction.h"
 #include "redo/redo_log.h"
 #include "redo/volume_log.h"
@@ -74,9 +75,10 @@ Result<OpenVolume> open_for_reading(std::unique_ptr<Device> device) {
     return opened;
 }
 
-Result<ReplayReport> recover(std::unique_ptr<Device> device, OnConflict policy, bool clear_mmp) {
-    VolumeOptions options;
-    options.clear_mmp = clear_mmp;
+namespace {
+
+Result<ReplayReport> recover(std::unique_ptr<Device> device, OnConflict policy,
+                             VolumeOptions options) {
     options.purpose = OpenFor::Write;
     options.recovering = true;
     OpenVolume opened;
@@ -118,6 +120,8 @@ Result<ReplayReport> recover(std::unique_ptr<Device> device, OnConflict policy, 
         return report;
     }
     if (pending(opened)) {
+        if (options.damaged_too && volume.needs_checking() && !opened.log_contents.live.empty())
+            A4_CHECK(prove_all_bitmaps(volume).context(volume.name()));
         report = A4_TRY(replay(*opened.volume, *opened.log, opened.log_contents, policy)
                             .context(opened.volume->name()));
     } else {
@@ -126,6 +130,20 @@ Result<ReplayReport> recover(std::unique_ptr<Device> device, OnConflict policy, 
     }
     report.notices = opened.volume->notices();
     return report;
+}
+
+}  // namespace
+
+Result<ReplayReport> recover(std::unique_ptr<Device> device, OnConflict policy, bool clear_mmp) {
+    VolumeOptions options;
+    options.clear_mmp = clear_mmp;
+    return recover(std::move(device), policy, options);
+}
+
+Result<ReplayReport> recover_damaged(std::unique_ptr<Device> device, OnConflict policy) {
+    VolumeOptions options;
+    options.damaged_too = true;
+    return recover(std::move(device), policy, options);
 }
 
 }  // namespace atomic4

@@ -27,5 +27,8 @@ Result<OpenVolume> open_for_reading(std::unique_ptr<Device> device);
 // For recover itself: replays under the given policy, and reports. clear_mmp: VolumeOptions'.
 Result<ReplayReport> recover(std::unique_ptr<Device> device, OnConflict policy,
                              bool clear_mmp = false);
+// The same for fsck, on a volume in any state but one with a journal to replay (damaged_too,
+// VolumeOptions): where bitmaps can't be trusted they are proved first (ext4/bitmap_rebuild.h).
+Result<ReplayReport> recover_damaged(std::unique_ptr<Device> device, OnConflict policy);
 
 }  // namespace atomic4

@@ -12,8 +12,8 @@
 #include "support/bytes.h"
 #include "support/command.h"
 #include "support/image.h"
-#include "unit/volume_fixture.h"
 #include "support/results.h"
+#include "unit/volume_fixture.h"
 
 namespace atomic4::test {
 namespace {

@@ -44,7 +44,8 @@ Result<Ran> run_and_compare(Device& device, const ProtectedSet& set, const std::
     options.purpose = OpenFor::Inspect;
     ReadOnlyDevice looking(device);
     const auto volume = A4_TRY(Volume::open(lent(looking), options).context("afterwards"));
-    ran.changed = A4_TRY(changes_in(*volume, set).context("afterwards"));
+    for (const FileChange& change : A4_TRY(changes_in(*volume, set).context("afterwards")))
+        ran.changed.push_back(change.text);
     return ran;
 }
 

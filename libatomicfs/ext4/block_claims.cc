@@ -1,0 +1,166 @@
+#include "ext4/block_claims.h"
+
+#include <cstring>
+#include <memory>
+
+#include "base/endian.h"
+#include "ext4/errcode.h"
+#include "ext4/volume.h"
+
+namespace atomic4 {
+
+namespace {
+
+struct FreeScan {
+    void operator()(ext2_struct_inode_scan* scan) const { ext2fs_close_inode_scan(scan); }
+};
+struct FreeTree {
+    void operator()(ext2_extent_handle* handle) const { ext2fs_extent_free(handle); }
+};
+
+// While it lives libext2fs takes what it reads for right.
+class ChecksumsIgnored {
+  public:
+    explicit ChecksumsIgnored(ext2_filsys fs) : fs_(fs), before_(fs->flags) {
+        fs_->flags |= EXT2_FLAG_IGNORE_CSUM_ERRORS;
+    }
+    ~ChecksumsIgnored() { fs_->flags = before_; }
+    ChecksumsIgnored(const ChecksumsIgnored&) = delete;
+    ChecksumsIgnored& operator=(const ChecksumsIgnored&) = delete;
+
+  private:
+    ext2_filsys fs_;
+    int before_;
+};
+
+using Kind = BlockClaim::Kind;
+
+// Of an inode without a tree below it, which nearly all are: straight from the inode.
+bool add_extents_in_inode(const ext2_inode& inode, std::vector<BlockClaim>& claims) {
+    ext3_extent_header header{};
+    std::memcpy(&header, inode.i_block, sizeof header);
+    constexpr size_t kMost = (sizeof inode.i_block - sizeof header) / sizeof(ext3_extent);
+    if (ext2fs_le16_to_cpu(header.eh_magic) != EXT3_EXT_MAGIC || header.eh_depth != 0 ||
+        ext2fs_le16_to_cpu(header.eh_entries) > kMost)
+        return false;
+    const auto* at = reinterpret_cast<const std::byte*>(inode.i_block) + sizeof header;
+    for (int i = 0; i < ext2fs_le16_to_cpu(header.eh_entries); ++i, at += sizeof(ext3_extent)) {
+        ext3_extent extent{};
+        std::memcpy(&extent, at, sizeof extent);
+        uint32_t length = ext2fs_le16_to_cpu(extent.ee_len);
+        if (length > EXT_INIT_MAX_LEN) length -= uint32_t{EXT_INIT_MAX_LEN};
+        const uint64_t start = uint64_t{ext2fs_le16_to_cpu(extent.ee_start_hi)} << 32 |
+                               ext2fs_le32_to_cpu(extent.ee_start);
+        claims.push_back(
+            {Kind::Data, Lblk(ext2fs_le32_to_cpu(extent.ee_block)), {Pblk(start), Blocks(length)}});
+    }
+    return true;
+}
+
+// False: not to its end.
+bool add_extent_tree(ext2_filsys fs, ext2_ino_t number, ext2_inode inode,
+                     std::vector<BlockClaim>& claims) {
+    ext2_extent_handle_t raw = nullptr;
+    if (ext2fs_extent_open2(fs, number, &inode, &raw) != 0) return false;
+    const std::unique_ptr<ext2_extent_handle, FreeTree> handle(raw);
+    // Damaged trees may lead round in a circle.
+    uint64_t left = ext2fs_blocks_count(fs->super);
+    ext2fs_extent extent{};
+    errcode_t code = ext2fs_extent_get(raw, EXT2_EXTENT_ROOT, &extent);
+    for (; code == 0 && left > 0; --left) {
+        const bool leaf = (extent.e_flags & EXT2_EXTENT_FLAGS_LEAF) != 0;
+        if (leaf) {
+            claims.push_back(
+                {Kind::Data, Lblk(extent.e_lblk), {Pblk(extent.e_pblk), Blocks(extent.e_len)}});
+        } else if ((extent.e_flags & EXT2_EXTENT_FLAGS_SECOND_VISIT) == 0) {
+            claims.push_back({Kind::Node, Lblk(0), {Pblk(extent.e_pblk), Blocks(1)}});
+        }
+        code = ext2fs_extent_get(raw, EXT2_EXTENT_NEXT, &extent);
+    }
+    return code == EXT2_ET_EXTENT_NO_NEXT || code == EXT2_ET_NO_CURRENT_NODE;
+}
+
+struct Collected {
+    std::vector<BlockClaim>& claims;
+    uint64_t left;
+};
+
+extern "C" {
+static int atomic4_collect_claim(ext2_filsys, blk64_t* block, e2_blkcnt_t number, blk64_t, int,
+                                 void* into) {
+    auto& it = *static_cast<Collected*>(into);
+    if (it.left-- == 0) return BLOCK_ABORT;
+    const Pblk at(*block);
+    if (number < 0) {
+        it.claims.push_back({Kind::Node, Lblk(0), {at, Blocks(1)}});
+        return 0;
+    }
+    const Lblk lblk(static_cast<uint64_t>(number));
+    if (!it.claims.empty()) {
+        BlockClaim& last = it.claims.back();
+        if (last.kind == Kind::Data && last.run.start + last.run.length == at &&
+            last.lblk + last.run.length == lblk) {
+            last.run.length += Blocks(1);
+            return 0;
+        }
+    }
+    it.claims.push_back({Kind::Data, lblk, {at, Blocks(1)}});
+    return 0;
+}
+}
+
+bool add_indirect(ext2_filsys fs, ext2_ino_t number, std::vector<BlockClaim>& claims) {
+    Collected collected{claims, ext2fs_blocks_count(fs->super)};
+    return ext2fs_block_iterate3(fs, number, BLOCK_FLAG_READ_ONLY, nullptr, atomic4_collect_claim,
+                                 &collected) == 0;
+}
+
+bool add_mapping(ext2_filsys fs, ext2_ino_t number, ext2_inode& inode,
+                 std::vector<BlockClaim>& claims) {
+    if ((inode.i_flags & EXT4_INLINE_DATA_FL) != 0) return true;
+    // Of what is no file by its mode the mapping may be one all the same.
+    const bool by_mode = ext2fs_inode_has_valid_blocks2(fs, &inode) != 0;
+    if ((inode.i_flags & EXT4_EXTENTS_FL) != 0)
+        return add_extents_in_inode(inode, claims) || add_extent_tree(fs, number, inode, claims);
+    return !by_mode || add_indirect(fs, number, claims);
+}
+
+// As e2fsck takes it.
+bool in_use(ext2_filsys fs, ext2_ino_t number, const ext2_inode& inode) {
+    if (inode.i_links_count != 0) return true;
+    return number < EXT2_FIRST_INODE(fs->super) && inode.i_dtime == 0 && inode.i_blocks != 0;
+}
+
+}  // namespace
+
+Result<> for_each_claiming_inode(Volume& volume, const OnInode& visit) {
+    constexpr int kBufferBlocks = 128;
+    ext2_filsys fs = volume.fs();
+    const ChecksumsIgnored ignored(fs);
+    ext2_inode_scan raw = nullptr;
+    A4_CHECK(check_errcode(ext2fs_open_inode_scan(fs, kBufferBlocks, &raw), "inode scan"));
+    const std::unique_ptr<ext2_struct_inode_scan, FreeScan> scan(raw);
+    ext2_inode inode{};
+    ClaimingInode claiming{0, inode, {}};
+    for (;;) {
+        A4_CHECK(check_errcode(ext2fs_get_next_inode(raw, &claiming.number, &inode), "inode scan"));
+        if (claiming.number == 0) return {};
+        if (!in_use(fs, claiming.number, inode)) continue;
+        claiming.claims.clear();
+        claiming.readable = add_mapping(fs, claiming.number, inode, claiming.claims);
+        if (const uint64_t block = ext2fs_file_acl_block(fs, &inode); block != 0)
+            claiming.claims.push_back({Kind::Xattrs, Lblk(0), {Pblk(block), Blocks(1)}});
+        if (!claiming.claims.empty() || !claiming.readable) visit(claiming);
+    }
+}
+
+std::vector<BlockClaim> claims_of(Volume& volume, ext2_ino_t number) {
+    const ChecksumsIgnored ignored(volume.fs());
+    std::vector<BlockClaim> claims;
+    ext2_inode inode{};
+    if (ext2fs_read_inode(volume.fs(), number, &inode) == 0)
+        add_mapping(volume.fs(), number, inode, claims);
+    return claims;
+}
+
+}  // namespace atomic4

@@ -1,0 +1,45 @@
+// What blocks the inodes of a volume claim, by a look at every one of them: for those who have to
+// know whose a block is where bitmaps can't be trusted.
+//
+// Damage is no obstacle: checksums are ignored, and of a mapping that can't be read to its end what
+// came before counts. Blocks are as they stand there; they may lie outside the volume.
+//
+// Cost: reads every used inode and every extent tree of the volume, once. Threads: one.
+#pragma once
+
+#include <functional>
+#include <vector>
+
+#include "ext4/aligned_allocator.h"
+
+namespace atomic4 {
+
+class Volume;
+
+struct BlockClaim {
+    enum class Kind {
+        Data,
+        Node,    // of its extent tree, or an indirect block
+        Xattrs,  // its block of extended attributes
+    };
+    Kind kind = Kind::Data;
+    Lblk lblk;  // Data
+    PblkRun run;
+};
+
+struct ClaimingInode {
+    ext2_ino_t number = 0;
+    const ext2_inode& inode;
+    std::vector<BlockClaim> claims;
+    bool readable = true;  // to its end
+};
+
+// Of each inode that is in use and claims blocks, in order.
+using OnInode = std::function<void(const ClaimingInode&)>;
+// EUCLEAN: an inode table is not where it can be.
+Result<> for_each_claiming_inode(Volume& volume, const OnInode& visit);
+
+// Of one inode, as it stands.
+std::vector<BlockClaim> claims_of(Volume& volume, ext2_ino_t number);
+
+}  // namespace atomic4

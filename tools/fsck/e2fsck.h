@@ -1,0 +1,25 @@
+// Stock e2fsck, on a guarded view or, where nothing is to be guarded, instead of us.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "fsck/fsck.h"
+#include "guard/guarded_run.h"
+
+namespace atomic4::tools {
+
+// Where it is, and that it is not too old (1.45: before that -E no_optimize_extents is unknown).
+// ENOENT, EOPNOTSUPP.
+Result<std::string> find_e2fsck();
+
+// With the user's options, on the view. A journal's replay alone has -p always: without it e2fsck
+// wants a terminal.
+std::vector<std::string> journal_only_arguments(const std::string& e2fsck,
+                                                const FsckCommand& command);
+std::vector<std::string> check_arguments(const std::string& e2fsck, const FsckCommand& command);
+
+// For a volume that isn't atomic4's: becomes e2fsck, and returns only if that fails.
+Error become_e2fsck(const std::string& e2fsck, const FsckCommand& command);
+
+}  // namespace atomic4::tools

@@ -1,0 +1,493 @@
+#include "fsck/fsck.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <ctime>
+#include <iostream>
+
+#include "base/text.h"
+#include "check/repair.h"
+#include "device/forwarding_device.h"
+#include "device/ownership.h"
+#include "device/read_only_device.h"
+#include "ext4/format.h"
+#include "fsck/e2fsck.h"
+#include "guard/atomic_files.h"
+#include "writer/adopt.h"
+#include "writer/enable.h"
+#include "writer/open_volume.h"
+
+namespace atomic4::tools {
+
+namespace {
+
+// A write that the view refuses ends e2fsck: so often it is tried with what the passes find then.
+constexpr int kAttempts = 3;
+
+class Terminal final : public FsckTalk {
+  public:
+    Terminal(const Context& context, std::string prefix)
+        : context_(context), prefix_(std::move(prefix)) {}
+    void say(const std::string& line) override { context_.print(prefix_ + line + "\n"); }
+    bool ask(const std::string& line, const std::string& question) override {
+        context_.out << line << ". " << question << "? (y/n) " << std::flush;
+        std::string answer;
+        while (std::getline(std::cin, answer)) {
+            if (answer.starts_with("y") || answer.starts_with("Y")) return true;
+            if (answer.starts_with("n") || answer.starts_with("N")) return false;
+            context_.out << "y or n? " << std::flush;
+        }
+        return false;
+    }
+
+  private:
+    const Context& context_;
+    std::string prefix_;
+};
+
+VolumeOptions options_for(OpenFor purpose) {
+    VolumeOptions options;
+    options.purpose = purpose;
+    options.require_atomic4 = false;
+    options.damaged_too = true;
+    options.may_use_reserved = true;
+    return options;
+}
+
+// By the primary superblock and the places where stock tools look for a copy, of a volume that
+// can't be opened.
+bool has_gate_somewhere(Device& device) {
+    const auto gate_at = [&](uint64_t offset) {
+        std::array<std::byte, 1024> bytes{};
+        ext2_super_block super{};
+        if (offset + bytes.size() > device.size().value() ||
+            !device.read(ByteOffset(offset), bytes))
+            return false;
+        std::memcpy(&super, bytes.data(), sizeof super);
+        return super.s_magic == EXT2_SUPER_MAGIC &&
+               (super.s_feature_compat & kFeatureCompatAtomic4) != 0;
+    };
+    if (gate_at(1024)) return true;
+    for (const uint64_t block : {1024, 2048, 4096, 65536}) {
+        const uint64_t first = block == 1024 ? block : 0;
+        for (const uint64_t group : {1, 3, 5, 7}) {
+            if (gate_at(first + group * block * 8 * block)) return true;
+        }
+    }
+    return false;
+}
+
+// e2fsck's reasons for a check that nobody has asked for.
+bool is_due(const ext2_super_block& super) {
+    if (super.s_max_mnt_count > 0 && super.s_mnt_count >= super.s_max_mnt_count) return true;
+    if (super.s_checkinterval == 0) return false;
+    const auto now = static_cast<uint64_t>(std::time(nullptr));
+    return now < super.s_lastcheck || now >= uint64_t{super.s_lastcheck} + super.s_checkinterval;
+}
+
+class Fsck {
+  public:
+    Fsck(const Context& context, const FsckCommand& command, Device& device, std::string e2fsck,
+         FsckTalk& talk)
+        : context_(context),
+          command_(command),
+          device_(device),
+          e2fsck_(std::move(e2fsck)),
+          talk_(talk) {}
+
+    // fsck(8)'s exit status, without the reboot.
+    Result<int> run() {
+        if (is_clean()) return status_;
+        A4_CHECK(replay_journal());
+        if (ended_) return status_;
+        if (!openable()) {
+            if (!A4_TRY(check_unprotected())) return status_;
+        }
+        A4_CHECK(replay_log());
+        if (ended_) return status_;
+        A4_CHECK(check_protected());
+        if (ended_) return status_;
+        A4_CHECK(look_again());
+        return status_;
+    }
+
+  private:
+    bool writing() const { return command_.mode != FsckMode::No; }
+
+    void end(int status) {
+        status_ |= status;
+        ended_ = true;
+    }
+
+    Result<std::unique_ptr<Volume>> open(OpenFor purpose) {
+        if (purpose == OpenFor::Write && writing())
+            return Volume::open(lent(device_), options_for(OpenFor::Write));
+        looking_.emplace(device_);
+        return Volume::open(lent(*looking_), options_for(OpenFor::Inspect));
+    }
+
+    // Nothing to be done, and nobody wants it done all the same.
+    bool is_clean() {
+        if (command_.force || command_.superblock || !command_.extended.empty()) return false;
+        const auto volume = open(OpenFor::Inspect);
+        if (!volume) return false;
+        const ext2_super_block& super = *(*volume)->fs()->super;
+        if (ext2fs_has_feature_journal_needs_recovery((*volume)->fs()->super) ||
+            (*volume)->needs_checking() || (*volume)->needs_replay() || is_due(super) ||
+            !(*volume)->gate_in_primary())
+            return false;
+        for (const BackupSuperblock& backup : (*volume)->backups()) {
+            if (!backup.gate) return false;
+        }
+        if (!check_log(**volume).findings.empty()) return false;
+        ext2_super_block& counts = *(*volume)->fs()->super;
+        talk_.say(fmt::format("{}clean, {}/{} files, {}/{} blocks",
+                              command_.mode == FsckMode::Preen ? "" : command_.device + ": ",
+                              super.s_inodes_count - super.s_free_inodes_count,
+                              super.s_inodes_count,
+                              ext2fs_blocks_count(&counts) - ext2fs_free_blocks_count(&counts),
+                              ext2fs_blocks_count(&counts)));
+        return true;
+    }
+
+    bool openable() {
+        const auto volume = open(OpenFor::Inspect);
+        if (!volume) talk_.say(volume.error().message);
+        return volume.has_value();
+    }
+
+    // --- e2fsck ----------------------------------------------------------------------------------
+
+    Result<GuardedExit> run_e2fsck(const std::vector<std::string>& arguments,
+                                   const ProtectedSet& set) {
+        context_.out.flush();
+        std::unique_ptr<SuperblockMask> masked;
+        if (writing()) {
+            masked = A4_TRY(SuperblockMask::make(device_));
+        } else {
+            looking_.emplace(device_);
+            masked = A4_TRY(SuperblockMask::make(*looking_));
+        }
+        GuardedDevice guarded(*masked, set);
+        const GuardedExit exit = A4_TRY(run_guarded(guarded, command_.device, arguments));
+        if (writing()) A4_CHECK(device_.flush());
+        for (const Refusal& refusal : guarded.refusals())
+            talk_.say("e2fsck was ended: " + refusal.to_text());
+        return exit;
+    }
+
+    // What e2fsck said, as far as it is the last word.
+    void take(const GuardedExit& exit) {
+        if (exit.interrupted) return end(kFsckCancelled | (exit.status & kFsckCorrected));
+        if (exit.signal != 0) {
+            talk_.say(fmt::format("e2fsck was ended by signal {}", exit.signal));
+            return end(kFsckOperational);
+        }
+        status_ &= ~kFsckUncorrected;
+        status_ |= exit.status & ~kFsckReboot;
+        if ((exit.status & kFsckReboot) != 0) status_ |= kFsckCorrected;
+        if (exit.status >= kFsckOperational) ended_ = true;
+    }
+
+    // --- (1) the ext4 journal --------------------------------------------------------------------
+
+    Result<> replay_journal() {
+        const auto volume = open(OpenFor::Inspect);
+        if (!volume || !ext2fs_has_feature_journal_needs_recovery((*volume)->fs()->super))
+            return {};
+        if (!writing()) {
+            talk_.say("its journal needs recovery: what is checked is the state before that");
+            return {};
+        }
+        const GuardedExit exit =
+            A4_TRY(run_e2fsck(journal_only_arguments(e2fsck_, command_), ProtectedSet()));
+        if (exit.interrupted || exit.signal != 0) {
+            take(exit);
+            return {};
+        }
+        if ((exit.status & ~(kFsckCorrected | kFsckReboot)) != 0) {
+            talk_.say(
+                "its journal can't be replayed: nothing else is done, since its metadata is "
+                "not to be read without it");
+            end(exit.status);
+            return {};
+        }
+        status_ |= kFsckCorrected;
+        return {};
+    }
+
+    // --- A volume that can't be opened -----------------------------------------------------------
+
+    // False: that was all.
+    Result<bool> check_unprotected() {
+        if (command_.mode == FsckMode::Preen) {
+            talk_.say(
+                "UNEXPECTED INCONSISTENCY; RUN fsck MANUALLY. (i.e., without -a or -p "
+                "options)");
+            end(kFsckUncorrected);
+            return false;
+        }
+        talk_.say(
+            "it can't be opened as it is, so that its atomic files can't be protected: "
+            "e2fsck goes first");
+        take(A4_TRY(run_e2fsck(check_arguments(e2fsck_, command_), ProtectedSet())));
+        if (ended_) return false;
+        if (!openable()) {
+            end(kFsckUncorrected);
+            return false;
+        }
+        return true;
+    }
+
+    // --- (2) the redo log ------------------------------------------------------------------------
+
+    void say_what_was_replayed(const ReplayReport& report) {
+        const auto note = [&](FindingId id, std::string detail) {
+            judge({id, "redo log", std::move(detail)}, command_.mode, talk_);
+        };
+        if (report.records > 0) {
+            note(FindingId::RecordsReplayed,
+                 fmt::format("{}, {} bytes", counted(report.records, "record"), report.bytes));
+        }
+        for (const std::string& line : report.skipped) note(FindingId::RecordsOfGoneFiles, line);
+        if (report.end == LogEnd::TornTail) note(FindingId::TornTail, report.end_detail);
+        for (const std::string& line : report.rebuilt) talk_.say(line);
+        for (const std::string& line : report.failed) note(FindingId::RecordNotReplayed, line);
+        for (const std::string& line : report.notices) talk_.say(line);
+    }
+
+    // True: to be done. Ends everything where -p has to stop.
+    bool wants(const Finding& finding) {
+        const Verdict verdict = judge(finding, command_.mode, talk_);
+        if (verdict == Verdict::Stop) end(kFsckUncorrected);
+        if (verdict == Verdict::Leave) status_ |= kFsckUncorrected;
+        return verdict == Verdict::Fix;
+    }
+
+    Result<> replay_log() {
+        CheckReport found;
+        {
+            const auto volume = A4_TRY(open(OpenFor::Inspect));
+            found = check_log(*volume);
+        }
+        bool replay = false;
+        bool discard = false;
+        for (const Finding& finding : found.findings) {
+            const bool fix = wants(finding);
+            if (ended_) return {};
+            const bool loses =
+                finding.id == FindingId::LogDamaged || finding.id == FindingId::LogCorrupt;
+            discard = discard || (fix && (loses || finding.id == FindingId::LogSuperblock));
+            replay = replay || fix;
+        }
+        if (!replay) return {};
+        auto report = recover_damaged(lent(device_), OnConflict::Keep);
+        if (!report && report.error().code != EIO && discard)
+            report = recover_damaged(lent(device_), OnConflict::Discard);
+        if (!report && report.error().code == EIO) return fail(std::move(report).error());
+        if (!report) {
+            talk_.say(report.error().message);
+            status_ |= kFsckUncorrected;
+            return {};
+        }
+        status_ |= kFsckCorrected;
+        say_what_was_replayed(*report);
+        records_left_ = !report->failed.empty();
+        for (const std::string& line : report->conflicts) {
+            if (wants({FindingId::RecordConflict, "redo log", line})) discard = true;
+            if (ended_) return {};
+        }
+        // What isn't replayed for now is worth keeping.
+        if (discard && !records_left_)
+            A4_CHECK(recover_damaged(lent(device_), OnConflict::Discard));
+        return {};
+    }
+
+    // --- (3) our passes, (4) e2fsck, (5) what it did all the same --------------------------------
+
+    Result<RepairOutcome> pass(RepairRound round) {
+        const auto volume = A4_TRY(open(OpenFor::Write));
+        RepairOutcome out = A4_TRY(repair(*volume, command_.mode, round, talk_));
+        if (out.changed) status_ |= kFsckCorrected;
+        if (out.stopped) end(kFsckUncorrected);
+        left_ = out.left;
+        released_.merge(out.released);
+        return out;
+    }
+
+    Result<> check_protected() {
+        for (int attempt = 0; attempt < kAttempts; ++attempt) {
+            RepairOutcome out = A4_TRY(pass(RepairRound::First));
+            if (ended_) return {};
+            const GuardedExit exit =
+                A4_TRY(run_e2fsck(check_arguments(e2fsck_, command_), out.set));
+            if (exit.refused && !exit.interrupted) {
+                status_ |= kFsckUncorrected;
+                continue;
+            }
+            take(exit);
+            if (!writing()) {
+                if (left_) status_ |= kFsckUncorrected;
+                return {};
+            }
+            A4_CHECK(put_back_changed(out.set));
+            return {};
+        }
+        talk_.say(
+            "e2fsck wants to change what is protected, whatever is done about it: the volume "
+            "is left as it is");
+        end(kFsckUncorrected);
+        return {};
+    }
+
+    Result<std::vector<FileChange>> changed_files(const ProtectedSet& set) {
+        const auto volume = A4_TRY(open(OpenFor::Inspect));
+        return changes_in(*volume, set);
+    }
+
+    // Also after an interruption: what is protected is protected.
+    Result<> put_back_changed(const ProtectedSet& set) {
+        const auto changes = A4_TRY(changed_files(set));
+        if (changes.empty()) return {};
+        for (const FileChange& change : changes)
+            talk_.say(printable(change.text) + ": it gets its blocks back");
+        {
+            const auto volume = A4_TRY(open(OpenFor::Write));
+            A4_CHECK(put_back(*volume, set, changes));
+        }
+        status_ |= kFsckCorrected;
+        if (ended_) return {};
+        const GuardedExit exit = A4_TRY(run_e2fsck(check_arguments(e2fsck_, command_), set));
+        take(exit);
+        if (exit.refused || !A4_TRY(changed_files(set)).empty()) {
+            for (const FileChange& change : A4_TRY(changed_files(set)))
+                talk_.say(printable(change.text));
+            end(kFsckUncorrected);
+        }
+        return {};
+    }
+
+    // --- Afterwards ------------------------------------------------------------------------------
+
+    Result<> look_again() {
+        if (!writing()) return {};
+        // Nothing was wrong, and nothing has become so.
+        if (status_ == 0 && !left_) return {};
+        if (records_left_) {
+            records_left_ = false;
+            A4_CHECK(replay_log());
+            if (ended_) return {};
+        }
+        {
+            const auto volume = A4_TRY(open(OpenFor::Write));
+            A4_CHECK(adopt_released(*volume));
+            A4_CHECK(complete(*volume));
+        }
+        A4_CHECK(pass(RepairRound::Last));
+        if (left_ || records_left_) status_ |= kFsckUncorrected;
+        return {};
+    }
+
+    Result<> adopt_released(Volume& volume) {
+        for (const auto& [number, unit] : released_) {
+            auto adopted = adopt_file(volume, number, unit);
+            if (adopted) {
+                talk_.say(fmt::format("inode {}: adopted again", number));
+                continue;
+            }
+            if (adopted.error().code == EIO) return fail(std::move(adopted).error());
+            talk_.say(adopted.error().message + ": it stays released");
+        }
+        return {};
+    }
+
+    // A log that is gone gets a successor.
+    Result<> complete(Volume& volume) {
+        const CheckReport log = check_log(volume);
+        const bool lost = std::ranges::any_of(log.findings, [](const Finding& finding) {
+            return finding.id == FindingId::LogDamaged || finding.id == FindingId::AttributeDamaged;
+        });
+        if (!lost || command_.mode == FsckMode::Preen) return {};
+        EnableOptions options;
+        if (volume.attr()) options.unit = volume.attr()->unit;
+        auto enabled = enable(volume, options);
+        if (enabled) {
+            talk_.say("it has a new redo log");
+            status_ |= kFsckCorrected;
+        } else {
+            talk_.say(enabled.error().message);
+            status_ |= kFsckUncorrected;
+        }
+        return {};
+    }
+
+    const Context& context_;
+    const FsckCommand& command_;
+    Device& device_;
+    std::string e2fsck_;
+    FsckTalk& talk_;
+    std::optional<ReadOnlyDevice> looking_;
+    std::map<ext2_ino_t, Bytes> released_;
+    bool left_ = false;
+    bool records_left_ = false;
+    bool ended_ = false;
+    int status_ = 0;
+};
+
+enum class Kind { Plain, Atomic4 };
+
+Kind kind_of(Device& device) {
+    ReadOnlyDevice looking(device);
+    VolumeOptions options = options_for(OpenFor::Inspect);
+    options.every_copy = true;
+    const auto volume = Volume::open(lent(looking), options);
+    const bool atomic4 = volume ? (*volume)->gate() || (*volume)->attr() ||
+                                      (*volume)->attr_error() || (*volume)->needs_replay()
+                                : has_gate_somewhere(looking);
+    return atomic4 ? Kind::Atomic4 : Kind::Plain;
+}
+
+struct Opened {
+    std::unique_ptr<Device> device;
+    bool mounted_read_only = false;
+};
+
+Result<Opened> open_device(const Context& context, const FsckCommand& command) {
+    const auto mount_point = mounted_on(command.device);
+    if (command.mode == FsckMode::No) {
+        if (mount_point) {
+            context.warn(fmt::format("{} is mounted on {}: what is found may be in the making",
+                                     command.device, *mount_point));
+        }
+        return Opened{
+            A4_TRY(context.open_device(command.device, Access::ReadOnly, Sharing::Shared)), false};
+    }
+    if (mount_point && mounted_read_only(command.device)) {
+        return Opened{
+            A4_TRY(context.open_device(command.device, Access::ReadWrite, Sharing::Shared)), true};
+    }
+    return Opened{
+        A4_TRY(context.open_device(command.device, Access::ReadWrite, Sharing::Exclusive)), false};
+}
+
+}  // namespace
+
+Result<int> run(const Context& context, const FsckCommand& command) {
+    const std::string e2fsck = A4_TRY(find_e2fsck());
+    Opened opened = A4_TRY(open_device(context, command));
+    if (kind_of(*opened.device) == Kind::Plain) {
+        opened.device.reset();
+        return fail(become_e2fsck(e2fsck, command));
+    }
+    Terminal talk(context, command.mode == FsckMode::Preen ? command.device + ": " : "");
+    int status =
+        A4_TRY(Fsck(context, command, *opened.device, e2fsck, talk).run().context(command.device));
+    if (opened.mounted_read_only && (status & kFsckCorrected) != 0) {
+        talk.say("REBOOT SYSTEM");
+        status |= kFsckReboot;
+    }
+    return status;
+}
+
+}  // namespace atomic4::tools

@@ -1,0 +1,38 @@
+// fsck.atomic4: e2fsck on a guarded view, with our own passes around it (RECOVERY.md).
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "check/decide.h"
+#include "common/context.h"
+
+namespace atomic4::tools {
+
+// fsck(8)'s exit status: a sum of these.
+enum : int {
+    kFsckCorrected = 1,
+    kFsckReboot = 2,
+    kFsckUncorrected = 4,
+    kFsckOperational = 8,
+    kFsckUsage = 16,
+    kFsckCancelled = 32,
+};
+
+struct FsckCommand {
+    std::string device;
+    FsckMode mode = FsckMode::Ask;
+    bool force = false;
+    bool verbose = false;
+    std::optional<std::string> progress;  // -C: descriptor
+    // e2fsck's own, as they are.
+    std::optional<std::string> superblock;  // -b
+    std::optional<std::string> block_size;  // -B
+    std::optional<std::string> journal;     // -j
+    std::string extended;                   // -E, joined by commas
+};
+
+// fsck(8)'s exit status. An error is status 8.
+Result<int> run(const Context& context, const FsckCommand& command);
+
+}  // namespace atomic4::tools
