@@ -98,7 +98,8 @@ class Repairs {
             case FindingId::BlocksAreMetadata:
                 return release(finding.inode, true);
             case FindingId::WrongType:
-                return make_regular(finding.inode);
+            case FindingId::NoLinks:
+                return make_a_file(finding.inode);
             case FindingId::FlagWithoutUnit:
             case FindingId::BadUnit:
             case FindingId::MisalignedUnit:
@@ -192,15 +193,17 @@ class Repairs {
         return {};
     }
 
-    Result<> make_regular(ext2_ino_t number) {
+    // A regular file with a link, as it was: how many it has is e2fsck's.
+    Result<> make_a_file(ext2_ino_t number) {
         ext2_inode inode{};
         const std::string what = fmt::format("inode {}", number);
         A4_CHECK(check_errcode(ext2fs_read_inode(volume_.fs(), number, &inode), what));
         Transaction transaction(volume_);
         inode.i_mode = static_cast<uint16_t>(LINUX_S_IFREG | (inode.i_mode & 07777));
+        if (inode.i_links_count == 0) inode.i_links_count = 1;
         A4_CHECK(check_errcode(ext2fs_write_inode(volume_.fs(), number, &inode), what));
         A4_CHECK(transaction.commit());
-        out_.changed = changed_ = true;
+        out_.changed = changed_ = out_.later = true;
         return {};
     }
 

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <map>
-#include <set>
 
 #include "ext4/file_blocks.h"
 #include "ext4/format.h"
@@ -102,7 +101,8 @@ bool has_wrong_type(const ext2_inode& inode) {
 
 }  // namespace
 
-Result<SharingReport> find_shared_blocks(Volume& volume, const std::vector<ProtectedFile>& files) {
+Result<SharingReport> find_shared_blocks(Volume& volume, const std::vector<ProtectedFile>& files,
+                                         const std::set<ext2_ino_t>& orphans) {
     OwnedBlocks owned;
     std::set<ext2_ino_t> stay;
     std::set<ext2_ino_t> give_way;
@@ -122,6 +122,9 @@ Result<SharingReport> find_shared_blocks(Volume& volume, const std::vector<Prote
     Sharing sharing(volume.fs(), owned);
     A4_CHECK(for_each_claiming_inode(volume, [&](const ClaimingInode& inode) {
         if (has_wrong_type(inode.inode)) report.wrong_type.push_back(inode.number);
+        if (inode.inode.i_links_count == 0 &&
+            inode.number >= EXT2_FIRST_INODE(volume.fs()->super) && !orphans.contains(inode.number))
+            report.no_links.push_back(inode.number);
         if (stay.contains(inode.number)) return;
         sharing.look_at(inode.number, inode.claims,
                         give_way.contains(inode.number) ? SharedBlocks::Other::Atomic

@@ -8,6 +8,7 @@
 // One look at all inodes (ext4/block_claims.h); memory goes with the atomic files' extents.
 #pragma once
 
+#include <set>
 #include <vector>
 
 #include "ext4/block_claims.h"
@@ -33,9 +34,12 @@ struct SharingReport {
     std::vector<SharedBlocks> shared;
     // With the atomic flag and a type that isn't a regular file's.
     std::vector<ext2_ino_t> wrong_type;
+    // With the flag, but without a link, although nobody has deleted it.
+    std::vector<ext2_ino_t> no_links;
 };
 
-// files: the atomic ones that are intact.
-Result<SharingReport> find_shared_blocks(Volume& volume, const std::vector<ProtectedFile>& files);
+// files: the atomic ones that are intact; orphans: of the volume (ext4/orphans.h).
+Result<SharingReport> find_shared_blocks(Volume& volume, const std::vector<ProtectedFile>& files,
+                                         const std::set<ext2_ino_t>& orphans);
 
 }  // namespace atomic4

@@ -7,6 +7,7 @@
 #include "ext4/block_claims.h"
 #include "ext4/format.h"
 #include "ext4/layout.h"
+#include "ext4/orphans.h"
 #include "ext4/path.h"
 #include "redo/log_reader.h"
 #include "redo/volume_log.h"
@@ -148,7 +149,7 @@ class Checker {
 
     // The whole volume's: whom the blocks of intact files belong to besides.
     Result<> check_sharing() {
-        SharingReport sharing = A4_TRY(find_shared_blocks(volume_, report_.intact));
+        SharingReport sharing = A4_TRY(find_shared_blocks(volume_, report_.intact, orphans_));
         for (const SharedBlocks& shared : sharing.shared) {
             const std::string blocks = fmt::format(
                 "{}{}", shared.first,
@@ -167,11 +168,20 @@ class Checker {
         }
         for (const ext2_ino_t number : sharing.wrong_type)
             add(FindingId::WrongType, number, fmt::format("inode {}", number));
+        for (const ext2_ino_t number : sharing.no_links)
+            add(FindingId::NoLinks, number, fmt::format("inode {}", number));
         report_.shared = std::move(sharing.shared);
         return {};
     }
 
+    Result<> read_orphans() {
+        orphans_ = A4_TRY(atomic4::read_orphans(volume_));
+        return {};
+    }
+
+    // One that the kernel was cutting shorter isn't what it will be.
     Result<> copy_intact(ext2_ino_t number) {
+        if (orphans_.contains(number)) return {};
         report_.intact.push_back(
             A4_TRY(copy_file(volume_, number, fmt::format("inode {}", number))));
         return {};
@@ -261,6 +271,7 @@ class Checker {
 
     Volume& volume_;
     CheckReport& report_;
+    std::set<ext2_ino_t> orphans_;
     dgrp_t group_ = 0;
     std::shared_ptr<const GroupBitmaps::Bits> bits_;
 };
@@ -300,6 +311,7 @@ Result<CheckReport> check_volume(Volume& volume) {
         checker.add(FindingId::InodeUnreadable, inode,
                     fmt::format("inode {}: the volume needs e2fsck", inode));
     }
+    A4_CHECK(checker.read_orphans());
     for (const ext2_ino_t inode : inodes) {
         if (A4_TRY(checker.check_file(inode))) A4_CHECK(checker.copy_intact(inode));
     }

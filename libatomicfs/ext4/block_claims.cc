@@ -5,6 +5,7 @@
 
 #include "base/endian.h"
 #include "ext4/errcode.h"
+#include "ext4/format.h"
 #include "ext4/volume.h"
 
 namespace atomic4 {
@@ -125,9 +126,11 @@ bool add_mapping(ext2_filsys fs, ext2_ino_t number, ext2_inode& inode,
     return !by_mode || add_indirect(fs, number, claims);
 }
 
-// As e2fsck takes it.
+// As e2fsck takes it; and an atomic one that was not deleted.
 bool in_use(ext2_filsys fs, ext2_ino_t number, const ext2_inode& inode) {
     if (inode.i_links_count != 0) return true;
+    if ((inode.i_flags & kInodeFlagAtomic) != 0 && inode.i_dtime == 0 && inode.i_mode != 0)
+        return true;
     return number < EXT2_FIRST_INODE(fs->super) && inode.i_dtime == 0 && inode.i_blocks != 0;
 }
 

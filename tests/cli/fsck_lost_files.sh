@@ -1,0 +1,50 @@
+# fsck.atomic4 where e2fsck alone would give an atomic file up (F17): it comes back with its blocks.
+. "$(dirname "$0")/lib.sh"
+need_root
+[ -c /dev/fuse ] || skip "no /dev/fuse"
+
+debug() { debugfs -w -R "$2" "$1" >/dev/null 2>&1; }
+inode_of() { debugfs -R "stat $2" "$1" 2>/dev/null | sed -n 's/^Inode: *\([0-9]*\) .*/\1/p'; }
+
+pattern data 1M >data
+for options in "-b 4096" "-b 1024"; do
+    rm -f sound.img
+    truncate -s 64M sound.img
+    # shellcheck disable=SC2086
+    expect_ok mkfs.atomic4 -q $options sound.img
+    debug sound.img "mkdir dir"
+    expect_ok atomic4ctl -d sound.img prealloc /dir/db --size 1M --unit 16K
+    expect_ok atomic4ctl -d sound.img write /dir/db --offset 0 --plain --from data
+    db=$(inode_of sound.img /dir/db)
+    dir=$(inode_of sound.img /dir)
+    runs=$(atomic4ctl --json -d sound.img map /dir/db | jq -c .runs)
+    block=$(debugfs -R "blocks /dir" sound.img 2>/dev/null | tr -d ' ')
+    rm -f vol.img
+    while IFS='|' read -r what command place; do
+        cp --sparse=always sound.img vol.img
+        debug vol.img "$command"
+        ! cmp -s sound.img vol.img || die "$what: changed nothing"
+        changes_nothing vol.img fsck.atomic4 -fn vol.img
+        [ $((STATUS & 4)) = 4 ] || { show_output; die "$what: -n: exit status $STATUS"; }
+        capture fsck.atomic4 -fy vol.img
+        [ "$STATUS" = 1 ] || { show_output; die "$what: exit status $STATUS"; }
+        expect_ok fsck.atomic4 -fp vol.img
+        expect_ok atomic4ctl --json -d vol.img map "$place"
+        is "$(jq -c .runs "$OUT")" "$runs"
+        expect_ok atomic4ctl -d vol.img read "$place" --offset 0 --length 1M
+        cmp data "$OUT"
+        check_clean vol.img
+        e2fsck_clean vol.img
+        rm vol.img
+    done <<END
+no mode|sif <$db> mode 0|/dir/db
+a directory's mode|sif <$db> mode 040755|/dir/db
+a socket's mode|sif <$db> mode 0140755|/dir/db
+no name|unlink /dir/db|/lost+found/#$db
+no link count|sif <$db> links_count 0|/dir/db
+a wrong link count|sif <$db> links_count 7|/dir/db
+the directory is no directory|sif <$dir> mode 0100644|/lost+found/#$db
+the directory is cleared|clri <$dir>|/lost+found/#$db
+the directory's block is zeroed|zap_block -f /dir 0|/lost+found/#$db
+END
+done
