@@ -1,0 +1,86 @@
+// Damaged volumes: every field of what is on disk, with its bits flipped. fsck.atomic4 neither
+// crashes nor hangs, exits with one of fsck(8)'s statuses, brings back whatever stock e2fsck alone
+// would, and leaves atomic files that were intact where they are.
+//
+// ATOMIC4_LONG=1: every bit of every field.
+#include <unistd.h>
+
+#include <cstdlib>
+
+#include "ext4/path.h"
+#include "support/damage.h"
+#include "support/fsck_run.h"
+#include "support/privileged.h"
+#include "support/results.h"
+
+namespace atomic4::test {
+namespace {
+
+constexpr unsigned kHangSeconds = 60;
+
+// Whether /db is an intact atomic file, and where it lies then.
+std::optional<std::vector<Mapping>> intact_mapping(const Image& image) {
+    MemoryDevice device(image);
+    VolumeOptions options;
+    options.purpose = OpenFor::Inspect;
+    options.require_atomic4 = false;
+    const auto volume = Volume::open(borrowed(device), options);
+    if (!volume) return std::nullopt;
+    const auto number = lookup(**volume, "/db");
+    if (!number) return std::nullopt;
+    const auto report = check_volume(**volume);
+    if (!report) return std::nullopt;
+    for (const ProtectedFile& file : report->intact) {
+        if (file.number == *number) return file.mappings;
+    }
+    return std::nullopt;
+}
+
+class FsckDamage : public testing::TestWithParam<DamageArea> {
+  protected:
+    void SetUp() override { A4_REQUIRE_ROOT(); }
+    int failed_ = 0;
+};
+
+TEST_P(FsckDamage, ComesBackAsFarAsItCan) {
+    const bool every = std::getenv("ATOMIC4_LONG") != nullptr;
+    for (const uint64_t block_size : {1024, 4096}) {
+        const DamageBase base = make_damage_base("damage", block_size);
+        const auto places = base.places(GetParam());
+        Image scratch = base.image;
+        for (const Mutant& mutant : mutants_of(places, every)) {
+            SCOPED_TRACE(fmt::format("blocks of {}: {}", block_size, mutant.name));
+            mutant.apply(scratch);
+            Image stock;
+            const Fsck alone = e2fsck(scratch, {"-fy"}, &stock);
+            const bool stock_repairs = alone.status <= 1 && fsck_complaints(stock).empty();
+            const auto before = intact_mapping(scratch);
+
+            Image image = scratch;
+            ::alarm(kHangSeconds);  // a hang ends the test
+            const FsckRun run = run_fsck(image, FsckMode::Yes);
+            ::alarm(0);
+            mutant.undo(scratch, base.image);
+            EXPECT_EQ(run.status & ~0x2f, 0) << run.output;
+            if (stock_repairs) {
+                EXPECT_EQ(run.status & ~tools::kFsckCorrected, 0) << run.output << "e2fsck alone:\n"
+                                                                  << alone.output;
+                EXPECT_EQ(fsck_complaints(image), "") << run.output;
+                EXPECT_EQ(superblock_complaint(image), "") << run.output;
+            }
+            if (before && stock_repairs) {
+                EXPECT_EQ(intact_mapping(image), before) << run.output;
+            }
+            if (HasFailure() && ++failed_ == 5) return;
+        }
+    }
+}
+
+INSTANTIATE_TEST_SUITE_P(Areas, FsckDamage, testing::ValuesIn(kDamageAreas), [](const auto& info) {
+    std::string name = to_text(info.param);
+    std::erase_if(name, [](char c) { return std::isalnum(c) == 0; });
+    return name;
+});
+
+}  // namespace
+}  // namespace atomic4::test
