@@ -9,6 +9,7 @@
 #include "ext4/errcode.h"
 #include "ext4/format.h"
 #include "ext4/transaction.h"
+#include "redo/log_file_repair.h"
 #include "writer/adopt.h"
 #include "writer/move_blocks.h"
 
@@ -76,6 +77,8 @@ class Repairs {
             case FindingId::LiveRecords:
             case FindingId::LogDamaged:
             case FindingId::LogCorrupt:
+            case FindingId::LogSuperblock:
+            case FindingId::LogUnknown:
             case FindingId::AttributeDamaged:
             case FindingId::NeedsReplayWithoutRecords:
                 return true;
@@ -84,7 +87,20 @@ class Repairs {
         }
     }
 
+    // Nobody may adopt or release it.
+    Result<> fix_log() {
+        const bool repaired = A4_TRY(repair_log_file(volume_));
+        (repaired ? changed_ : out_.left) = true;
+        out_.changed = out_.changed || repaired;
+        return {};
+    }
+
+    bool is_log(ext2_ino_t number) const {
+        return volume_.attr() && number == volume_.attr()->log_inode;
+    }
+
     Result<> fix(const Finding& finding) {
+        if (is_log(finding.inode) && finding.id != FindingId::AtomicFilesShare) return fix_log();
         switch (finding.id) {
             case FindingId::GateMissing:
             case FindingId::GateMissingEverywhere:

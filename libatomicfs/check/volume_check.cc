@@ -85,19 +85,24 @@ class Checker {
     }
 
     void check_log() {
+        const auto damaged = [&](const Error& error) {
+            add(error.code == EOPNOTSUPP ? FindingId::LogUnknown : FindingId::LogDamaged,
+                "redo log", error.message);
+        };
         if (!volume_.attr()) {
-            add(FindingId::AttributeDamaged, "/",
+            const bool unknown = volume_.attr_error() && volume_.attr_error()->code == EOPNOTSUPP;
+            add(unknown ? FindingId::LogUnknown : FindingId::AttributeDamaged, "/",
                 volume_.attr_error() ? volume_.attr_error()->message : "it is missing");
             return;
         }
         auto log = open_log_device(volume_);
         if (!log) {
-            add(FindingId::LogDamaged, "redo log", log.error().message);
+            damaged(log.error());
             return;
         }
         const auto contents = read_log(**log, volume_.attr()->log_id);
         if (!contents) {
-            add(FindingId::LogDamaged, "redo log", contents.error().message);
+            damaged(contents.error());
             return;
         }
         if (!contents->superblock_damage.empty())
@@ -182,8 +187,12 @@ class Checker {
     // One that the kernel was cutting shorter isn't what it will be.
     Result<> copy_intact(ext2_ino_t number) {
         if (orphans_.contains(number)) return {};
-        report_.intact.push_back(
-            A4_TRY(copy_file(volume_, number, fmt::format("inode {}", number))));
+        auto copy = copy_file(volume_, number, fmt::format("inode {}", number));
+        if (!copy && copy.error().code == EUCLEAN) {
+            add(FindingId::InodeDamaged, number, copy.error().message);
+            return {};
+        }
+        report_.intact.push_back(A4_TRY(std::move(copy)));
         return {};
     }
 

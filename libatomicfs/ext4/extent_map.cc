@@ -357,16 +357,27 @@ Result<> map_empty_file(Volume& volume, ext2_ino_t number, ext2_inode* inode,
 Result<std::vector<Pblk>> tree_blocks(Volume& volume, ext2_ino_t number, ext2_inode inode) {
     std::vector<Pblk> blocks;
     const auto handle = A4_TRY(open_tree(volume, number, &inode));
+    const std::string what = fmt::format("extent tree of inode {}", number);
     ext2fs_extent extent{};
+    // Where the node that an index entry leads to has to begin: lookups go by that.
+    std::optional<uint64_t> begins;
     errcode_t code = ext2fs_extent_get(handle.get(), EXT2_EXTENT_ROOT, &extent);
     while (code == 0) {
         const bool index = (extent.e_flags & EXT2_EXTENT_FLAGS_LEAF) == 0;
         const bool second = (extent.e_flags & EXT2_EXTENT_FLAGS_SECOND_VISIT) != 0;
-        if (index && !second) blocks.emplace_back(extent.e_pblk);
+        if (!second && begins && *begins != extent.e_lblk) {
+            return fail(EUCLEAN, "{}: a node begins at {} and not at {}: the volume needs e2fsck",
+                        what, extent.e_lblk, *begins);
+        }
+        begins.reset();
+        if (index && !second) {
+            blocks.emplace_back(extent.e_pblk);
+            begins = extent.e_lblk;
+        }
         code = ext2fs_extent_get(handle.get(), EXT2_EXTENT_NEXT, &extent);
     }
     if (code != EXT2_ET_EXTENT_NO_NEXT && code != EXT2_ET_NO_CURRENT_NODE)
-        return fail(error_from_errcode(code, fmt::format("extent tree of inode {}", number)));
+        return fail(error_from_errcode(code, what));
     return blocks;
 }
 

@@ -53,7 +53,8 @@ Result<> build_tree(Volume& volume, ext2_ino_t number, ext2_inode* inode,
 Result<> map_empty_file(Volume& volume, ext2_ino_t number, ext2_inode* inode,
                         std::span<const PblkRun> runs, Blocks written_blocks);
 
-// The tree's own blocks (index and leaf nodes), for those who free or protect them.
+// The tree's own blocks (index and leaf nodes), for those who free or protect them. EUCLEAN: they
+// don't fit together.
 Result<std::vector<Pblk>> tree_blocks(Volume& volume, ext2_ino_t number, ext2_inode inode);
 
 }  // namespace atomic4

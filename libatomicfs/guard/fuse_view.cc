@@ -3,7 +3,6 @@
 #define FUSE_USE_VERSION 314
 #include <fcntl.h>
 #include <fuse_lowlevel.h>
-#include <sys/eventfd.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -21,7 +20,8 @@ constexpr unsigned kRequestMax = 1 << 20;
 
 struct Served {
     Device* device = nullptr;
-    int refused = -1;
+    std::function<void()> on_refusal{};
+    bool refused = false;
     std::vector<std::byte> buffer{};
 };
 
@@ -93,8 +93,8 @@ void on_write(fuse_req_t request, fuse_ino_t, const char* bytes, size_t size, of
         return;
     }
     if (done.error().code == EPERM) {
-        const uint64_t one = 1;
-        (void)!::write(it.refused, &one, sizeof one);
+        it.refused = true;
+        it.on_refusal();
     }
     // A file's end is ENOSPC to those who write beyond it.
     fuse_reply_err(request, done.error().code == EINVAL ? ENOSPC : done.error().code);
@@ -151,16 +151,15 @@ struct FuseView::Session {
 
 FuseView::FuseView() : session_(std::make_unique<Session>()) {}
 
-Result<std::unique_ptr<FuseView>> FuseView::start(Device& device) {
+Result<std::unique_ptr<FuseView>> FuseView::start(Device& device,
+                                                  std::function<void()> on_refusal) {
     std::unique_ptr<FuseView> view(new FuseView);
     Session& session = *view->session_;
     UniqueFd fuse(::open("/dev/fuse", O_RDWR | O_CLOEXEC));
     if (!fuse) return fail(Error::from_errno(errno, "guarded view: /dev/fuse"));
-    view->refused_ = UniqueFd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-    if (!view->refused_) return fail(Error::from_errno(errno, "guarded view: eventfd"));
     view->mount_ = A4_TRY(make_mount(fuse.get(), device));
     session.served.device = &device;
-    session.served.refused = view->refused_.get();
+    session.served.on_refusal = std::move(on_refusal);
 
     char name[] = "atomic4-guard";
     char* arguments[] = {name, nullptr};

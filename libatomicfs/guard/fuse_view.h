@@ -9,9 +9,13 @@
 // it drops at the next open, so nobody reads bytes that a write changed on its way down for longer
 // than his own descriptor.
 //
+// Once the device has refused a write (EPERM) no other one goes through: a tool that goes on, or
+// the children that it leaves, work with what they couldn't write.
+//
 // Threads: the Device belongs to the view from start() to wait().
 #pragma once
 
+#include <functional>
 #include <memory>
 
 #include "base/unique_fd.h"
@@ -21,16 +25,17 @@ namespace atomic4 {
 
 class FuseView {
   public:
-    // ENOENT, EACCES, EPERM …: no /dev/fuse, or not allowed to mount.
-    static Result<std::unique_ptr<FuseView>> start(Device& device);
+    // on_refusal: called in the view's thread when the device has refused a write (EPERM), before
+    // whoever wrote is told: what it kills then never runs on. ENOENT, EACCES, EPERM …: no
+    // /dev/fuse, or not allowed to mount.
+    static Result<std::unique_ptr<FuseView>> start(Device& device,
+                                                   std::function<void()> on_refusal);
     ~FuseView();
     FuseView(const FuseView&) = delete;
     FuseView& operator=(const FuseView&) = delete;
 
     // The detached mount, to be moved once (move_mount(2), MOVE_MOUNT_F_EMPTY_PATH).
     int mount() const { return mount_.get(); }
-    // Readable as soon as a write has been refused (EPERM).
-    int refused() const { return refused_.get(); }
     // Gives up our own hold on the mount, and waits until nobody else has it: the view is served to
     // its end.
     void wait();
@@ -39,7 +44,6 @@ class FuseView {
     struct Session;
     FuseView();
     UniqueFd mount_;
-    UniqueFd refused_;
     std::unique_ptr<Session> session_;
 };
 

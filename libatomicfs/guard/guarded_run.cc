@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include <array>
+#include <atomic>
 #include <cstdlib>
 
 #include "guard/fuse_view.h"
@@ -92,23 +93,38 @@ Error explain(const Failure& failure, const std::string& path, const std::string
     return Error::from_errno(failure.code, program);
 }
 
-GuardedExit watch(pid_t child, const HeldSignals& signals, const FuseView& view) {
+// The tool, to be killed by the view's thread: known only once it has been forked.
+class Tool {
+  public:
+    void is(pid_t pid) {
+        process_ = UniqueFd(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
+        known_.store(true);
+        if (refused_.load()) kill(SIGKILL);
+    }
+    void kill(int signal) const { ::syscall(SYS_pidfd_send_signal, process_.get(), signal, 0, 0); }
+    void refused() {
+        refused_.store(true);
+        if (known_.load()) kill(SIGKILL);
+    }
+    bool was_refused() const { return refused_.load(); }
+    int process() const { return process_.get(); }
+
+  private:
+    UniqueFd process_;
+    std::atomic<bool> known_{false};
+    std::atomic<bool> refused_{false};
+};
+
+GuardedExit watch(pid_t child, const HeldSignals& signals, const Tool& tool) {
     GuardedExit result;
-    const UniqueFd process(static_cast<int>(::syscall(SYS_pidfd_open, child, 0)));
-    std::array<pollfd, 3> events{
-        {{process.get(), POLLIN, 0}, {signals.fd(), POLLIN, 0}, {view.refused(), POLLIN, 0}}};
+    std::array<pollfd, 2> events{{{tool.process(), POLLIN, 0}, {signals.fd(), POLLIN, 0}}};
     for (;;) {
         if (::poll(events.data(), events.size(), -1) < 0) continue;
-        if ((events[2].revents & POLLIN) != 0) {
-            result.refused = true;
-            ::kill(child, SIGKILL);
-            events[2].fd = -1;
-        }
         signalfd_siginfo info;
         while (::read(signals.fd(), &info, sizeof info) == sizeof info) {
             result.interrupted = true;
             // From the terminal the tool has it already.
-            if (info.ssi_code != SI_KERNEL) ::kill(child, static_cast<int>(info.ssi_signo));
+            if (info.ssi_code != SI_KERNEL) tool.kill(static_cast<int>(info.ssi_signo));
         }
         if (events[0].revents != 0) break;
     }
@@ -117,9 +133,6 @@ GuardedExit watch(pid_t child, const HeldSignals& signals, const FuseView& view)
     }
     if (WIFSIGNALED(status)) result.signal = WTERMSIG(status);
     if (WIFEXITED(status)) result.status = WEXITSTATUS(status);
-    // It may have ended by itself before we looked.
-    uint64_t count = 0;
-    if (::read(view.refused(), &count, sizeof count) > 0) result.refused = true;
     return result;
 }
 
@@ -133,7 +146,8 @@ Result<GuardedExit> run_guarded(GuardedDevice& device, const std::string& path,
     std::free(real);
 
     HeldSignals signals;
-    const auto view = A4_TRY(FuseView::start(device));
+    Tool tool;
+    const auto view = A4_TRY(FuseView::start(device, [&tool] { tool.refused(); }));
     std::array<int, 2> ends{};
     if (::pipe2(ends.data(), O_CLOEXEC) != 0) return fail(Error::from_errno(errno, "pipe"));
     UniqueFd reading(ends[0]);
@@ -148,11 +162,13 @@ Result<GuardedExit> run_guarded(GuardedDevice& device, const std::string& path,
     const pid_t pid = ::fork();
     if (pid < 0) return fail(Error::from_errno(errno, "fork"));
     if (pid == 0) become_the_tool(child);
+    tool.is(pid);
     writing.reset();
     Failure failure;
     const bool failed = ::read(reading.get(), &failure, sizeof failure) == sizeof failure;
-    const GuardedExit result = watch(pid, signals, *view);
+    GuardedExit result = watch(pid, signals, tool);
     view->wait();
+    result.refused = tool.was_refused();
     if (failed) return fail(explain(failure, path, arguments.front()));
     return result;
 }

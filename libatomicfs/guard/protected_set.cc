@@ -51,6 +51,14 @@ ProtectedSet::ProtectedSet(std::vector<ProtectedFile> files, Bytes block_size)
     std::ranges::sort(ranges_, {}, &ProtectedRange::begin);
 }
 
+ProtectedSet ProtectedSet::with_only_data_of(ext2_ino_t number) const {
+    ProtectedSet other = *this;
+    std::erase_if(other.ranges_, [&](const ProtectedRange& range) {
+        return range.protection != Protection::Data && file_of(range).number == number;
+    });
+    return other;
+}
+
 std::span<const ProtectedRange> ProtectedSet::in(uint64_t begin, uint64_t end) const {
     // Apart, therefore their ends ascend, too.
     const auto first = std::ranges::upper_bound(ranges_, begin, {}, &ProtectedRange::end);

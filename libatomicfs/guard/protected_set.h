@@ -46,6 +46,9 @@ class ProtectedSet {
   public:
     ProtectedSet() = default;
     ProtectedSet(std::vector<ProtectedFile> files, Bytes block_size);
+    // The same, but that this file's inode and tree may be changed: a tool finds fault with them.
+    // Its data may not.
+    ProtectedSet with_only_data_of(ext2_ino_t number) const;
 
     // The ranges that intersect [begin, end), ascending. Empty nearly always, and then cheap.
     std::span<const ProtectedRange> in(uint64_t begin, uint64_t end) const;

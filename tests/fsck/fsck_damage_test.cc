@@ -53,7 +53,10 @@ TEST_P(FsckDamage, ComesBackAsFarAsItCan) {
             mutant.apply(scratch);
             Image stock;
             const Fsck alone = e2fsck(scratch, {"-fy"}, &stock);
-            const bool stock_repairs = alone.status <= 1 && fsck_complaints(stock).empty();
+            // Taking our bits off made the superblock's checksum right, which tells e2fsck more
+            // than the volume does.
+            const bool stock_repairs = raw_super(scratch).checksum_right && alone.status <= 1 &&
+                                       fsck_complaints(stock).empty();
             const auto before = intact_mapping(scratch);
 
             Image image = scratch;
@@ -62,13 +65,16 @@ TEST_P(FsckDamage, ComesBackAsFarAsItCan) {
             ::alarm(0);
             mutant.undo(scratch, base.image);
             EXPECT_EQ(run.status & ~0x2f, 0) << run.output;
-            if (stock_repairs) {
+            // What a newer atomic4 has made is left to it.
+            const bool unknown = run.output.find("#32 ") != std::string::npos;
+            if (unknown) EXPECT_EQ(run.status, tools::kFsckOperational) << run.output;
+            if (stock_repairs && !unknown) {
                 EXPECT_EQ(run.status & ~tools::kFsckCorrected, 0) << run.output << "e2fsck alone:\n"
                                                                   << alone.output;
                 EXPECT_EQ(fsck_complaints(image), "") << run.output;
                 EXPECT_EQ(superblock_complaint(image), "") << run.output;
             }
-            if (before && stock_repairs) {
+            if (before && stock_repairs && !unknown) {
                 EXPECT_EQ(intact_mapping(image), before) << run.output;
             }
             if (HasFailure() && ++failed_ == 5) return;

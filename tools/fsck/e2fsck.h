@@ -19,7 +19,7 @@ std::vector<std::string> journal_only_arguments(const std::string& e2fsck,
                                                 const FsckCommand& command);
 std::vector<std::string> check_arguments(const std::string& e2fsck, const FsckCommand& command);
 
-// For a volume that isn't atomic4's: becomes e2fsck, and returns only if that fails.
+// A BecomeE2fsck: execv(2).
 Error become_e2fsck(const std::string& e2fsck, const FsckCommand& command);
 
 }  // namespace atomic4::tools

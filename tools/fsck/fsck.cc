@@ -5,6 +5,7 @@
 #include <cstring>
 #include <ctime>
 #include <iostream>
+#include <set>
 
 #include "base/text.h"
 #include "check/repair.h"
@@ -14,6 +15,7 @@
 #include "ext4/format.h"
 #include "fsck/e2fsck.h"
 #include "guard/atomic_files.h"
+#include "redo/log_file_repair.h"
 #include "writer/adopt.h"
 #include "writer/enable.h"
 #include "writer/open_volume.h"
@@ -172,8 +174,9 @@ class Fsck {
         GuardedDevice guarded(*masked, set);
         const GuardedExit exit = A4_TRY(run_guarded(guarded, command_.device, arguments));
         if (writing()) A4_CHECK(device_.flush());
-        for (const Refusal& refusal : guarded.refusals())
-            talk_.say("e2fsck was ended: " + refusal.to_text());
+        refusal_.reset();
+        if (!guarded.refusals().empty()) refusal_ = guarded.refusals().front();
+        if (refusal_) talk_.say("e2fsck was ended: " + refusal_->to_text());
         return exit;
     }
 
@@ -265,30 +268,32 @@ class Fsck {
         return verdict == Verdict::Fix;
     }
 
+    // Before e2fsck nothing of a log is given up that can't be read: it may be able to repair what
+    // leads to it.
     Result<> replay_log() {
-        CheckReport found;
-        {
-            const auto volume = A4_TRY(open(OpenFor::Inspect));
-            found = check_log(*volume);
-        }
+        CheckReport found = A4_TRY(look_at_log());
         bool replay = false;
         bool discard = false;
         for (const Finding& finding : found.findings) {
+            if (finding.id == FindingId::LogUnknown) {
+                judge(finding, command_.mode, talk_);
+                end(kFsckOperational);
+                return {};
+            }
             const bool fix = wants(finding);
             if (ended_) return {};
-            const bool loses =
-                finding.id == FindingId::LogDamaged || finding.id == FindingId::LogCorrupt;
-            discard = discard || (fix && (loses || finding.id == FindingId::LogSuperblock));
+            if (fix && finding.id == FindingId::LogDamaged) A4_CHECK(repair_log());
+            discard = discard || (fix && may_discard(finding.id));
             replay = replay || fix;
         }
         if (!replay) return {};
         auto report = recover_damaged(lent(device_), OnConflict::Keep);
-        if (!report && report.error().code != EIO && discard)
-            report = recover_damaged(lent(device_), OnConflict::Discard);
         if (!report && report.error().code == EIO) return fail(std::move(report).error());
         if (!report) {
             talk_.say(report.error().message);
-            status_ |= kFsckUncorrected;
+            records_left_ = !last_;
+            if (discard && last_) return give_up_log();
+            if (last_) status_ |= kFsckUncorrected;
             return {};
         }
         status_ |= kFsckCorrected;
@@ -298,9 +303,38 @@ class Fsck {
             if (wants({FindingId::RecordConflict, "redo log", line})) discard = true;
             if (ended_) return {};
         }
-        // What isn't replayed for now is worth keeping.
-        if (discard && !records_left_)
-            A4_CHECK(recover_damaged(lent(device_), OnConflict::Discard));
+        if (discard && (last_ || !records_left_)) return give_up_log();
+        return {};
+    }
+
+    static bool may_discard(FindingId id) {
+        return id == FindingId::LogDamaged || id == FindingId::LogCorrupt ||
+               id == FindingId::LogSuperblock;
+    }
+
+    Result<CheckReport> look_at_log() {
+        const auto volume = A4_TRY(open(OpenFor::Inspect));
+        return check_log(*volume);
+    }
+
+    Result<> repair_log() {
+        const auto volume = A4_TRY(open(OpenFor::Write));
+        if (volume->attr() && A4_TRY(repair_log_file(*volume))) status_ |= kFsckCorrected;
+        return {};
+    }
+
+    Result<> give_up_log() {
+        auto report = recover_damaged(lent(device_), OnConflict::Discard);
+        if (!report && report.error().code == EIO) return fail(std::move(report).error());
+        if (!report) {
+            talk_.say(report.error().message);
+            status_ |= kFsckUncorrected;
+            return {};
+        }
+        if (report->discarded > 0)
+            talk_.say(fmt::format("{} given up", counted(report->discarded, "record")));
+        status_ |= kFsckCorrected;
+        records_left_ = false;
         return {};
     }
 
@@ -320,10 +354,14 @@ class Fsck {
         for (int attempt = 0; attempt < kAttempts; ++attempt) {
             RepairOutcome out = A4_TRY(pass(RepairRound::First));
             if (ended_) return {};
+            for (const ext2_ino_t number : at_fault_) out.set = out.set.with_only_data_of(number);
             const GuardedExit exit =
                 A4_TRY(run_e2fsck(check_arguments(e2fsck_, command_), out.set));
             if (exit.refused && !exit.interrupted) {
-                status_ |= kFsckUncorrected;
+                // It finds fault with what seems sound to us: then it may put that right, and we
+                // see to it that the file is where it was.
+                if (refusal_ && refusal_->protection != Protection::Data)
+                    at_fault_.insert(refusal_->inode);
                 continue;
             }
             take(exit);
@@ -373,9 +411,9 @@ class Fsck {
     Result<> look_again() {
         if (!writing()) return {};
         // Nothing was wrong, and nothing has become so.
-        if (status_ == 0 && !left_) return {};
+        if (status_ == 0 && !left_ && !records_left_) return {};
+        last_ = true;
         if (records_left_) {
-            records_left_ = false;
             A4_CHECK(replay_log());
             if (ended_) return {};
         }
@@ -429,8 +467,11 @@ class Fsck {
     FsckTalk& talk_;
     std::optional<ReadOnlyDevice> looking_;
     std::map<ext2_ino_t, Bytes> released_;
+    std::optional<Refusal> refusal_;  // of e2fsck's last run
+    std::set<ext2_ino_t> at_fault_;   // whose inode or tree it had to change
     bool left_ = false;
     bool records_left_ = false;
+    bool last_ = false;  // e2fsck has been there
     bool ended_ = false;
     int status_ = 0;
 };
@@ -473,12 +514,12 @@ Result<Opened> open_device(const Context& context, const FsckCommand& command) {
 
 }  // namespace
 
-Result<int> run(const Context& context, const FsckCommand& command) {
+Result<int> run(const Context& context, const FsckCommand& command, const BecomeE2fsck& become) {
     const std::string e2fsck = A4_TRY(find_e2fsck());
     Opened opened = A4_TRY(open_device(context, command));
     if (kind_of(*opened.device) == Kind::Plain) {
         opened.device.reset();
-        return fail(become_e2fsck(e2fsck, command));
+        return fail(become(e2fsck, command));
     }
     Terminal talk(context, command.mode == FsckMode::Preen ? command.device + ": " : "");
     int status =

@@ -1,6 +1,7 @@
 // fsck.atomic4: e2fsck on a guarded view, with our own passes around it (RECOVERY.md).
 #pragma once
 
+#include <functional>
 #include <optional>
 #include <string>
 
@@ -32,7 +33,10 @@ struct FsckCommand {
     std::string extended;                   // -E, joined by commas
 };
 
+// For a volume that isn't atomic4's: becomes e2fsck (e2fsck.h), and returns only if that fails.
+using BecomeE2fsck = std::function<Error(const std::string& e2fsck, const FsckCommand& command)>;
+
 // fsck(8)'s exit status. An error is status 8.
-Result<int> run(const Context& context, const FsckCommand& command);
+Result<int> run(const Context& context, const FsckCommand& command, const BecomeE2fsck& become);
 
 }  // namespace atomic4::tools

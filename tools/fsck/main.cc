@@ -5,6 +5,7 @@
 #include <iostream>
 
 #include "common/usage.h"
+#include "fsck/e2fsck.h"
 #include "fsck/fsck.h"
 
 namespace atomic4::tools {
@@ -71,7 +72,7 @@ int main_program(int argc, char** argv) {
         report_error(kName, Error{ENOTTY, "needs a terminal to ask questions: -p, -n or -y"});
         return kFsckOperational;
     }
-    const Result<int> status = run(context, command);
+    const Result<int> status = run(context, command, become_e2fsck);
     std::cout.flush();
     if (!status) {
         report_error(kName, status.error());
