@@ -246,13 +246,16 @@ Result<> check_nothing_logged(Volume& volume) {
                 volume.name(), volume.attr_error() ? "damaged" : "missing");
 }
 
-// Removed under a mount, by hand. (A damaged one is not gone.)
-Result<bool> log_file_is_gone(Volume& volume) {
+// Removed under a mount, by hand. (A damaged one is not gone, unless it has been given up.)
+Result<bool> log_file_is_gone(Volume& volume, bool given_up) {
     const auto log = open_log_device(volume);
-    if (log) return false;
-    if (log.error().code == ESTALE) return true;
-    if (log.error().code == EUCLEAN) return false;
-    return fail(Error(log.error()));
+    const auto contents = log ? read_log(**log, volume.attr()->log_id)
+                              : Result<LogContents>(tl::unexpect, log.error());
+    if (contents) return false;
+    if (log && !given_up) return false;
+    if (contents.error().code == ESTALE) return true;
+    if (contents.error().code == EUCLEAN) return given_up;
+    return fail(Error(contents.error()));
 }
 
 // Unit and log stay as they are: what is asked for must agree with them.
@@ -299,7 +302,8 @@ Result<EnablePlan> enable(Volume& volume, const EnableOptions& options) {
     A4_CHECK(volume.usable());
     A4_CHECK(check_nothing_logged(volume));
     const bool enabled = volume.gate() && volume.attr() && volume.gate_in_primary();
-    const bool log_is_gone = enabled && !volume.needs_replay() && A4_TRY(log_file_is_gone(volume));
+    const bool log_is_gone =
+        enabled && !volume.needs_replay() && A4_TRY(log_file_is_gone(volume, options.replace_log));
     if (enabled && !volume.gate_completed() && !log_is_gone)
         return fail(EEXIST, "{}: atomic4 is enabled already", volume.name());
     if (volume.attr_error() && volume.attr_error()->code == EOPNOTSUPP)

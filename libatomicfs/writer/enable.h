@@ -16,6 +16,8 @@ namespace atomic4 {
 struct EnableOptions {
     Bytes unit{0};                  // 0: 16 KiB, or the block size if that is larger
     std::optional<Bytes> log_size;  // default: default_log_size
+    // A log that can't be read any more is replaced: for fsck, when whatever it held is given up.
+    bool replace_log = false;
 };
 
 // 1/64 of the volume within 8 … 256 MiB; on volumes under 512 MiB 1/64, at least 256 KiB.

@@ -284,6 +284,8 @@ class Fsck {
             if (ended_) return {};
             if (fix && finding.id == FindingId::LogDamaged) A4_CHECK(repair_log());
             discard = discard || (fix && may_discard(finding.id));
+            // There is none that could be lost, or it would have been found by its name.
+            log_given_up_ = log_given_up_ || (fix && finding.id == FindingId::AttributeDamaged);
             replay = replay || fix;
         }
         if (!replay) return {};
@@ -324,6 +326,7 @@ class Fsck {
     }
 
     Result<> give_up_log() {
+        log_given_up_ = true;
         auto report = recover_damaged(lent(device_), OnConflict::Discard);
         if (!report && report.error().code == EIO) return fail(std::move(report).error());
         if (!report) {
@@ -446,8 +449,9 @@ class Fsck {
         const bool lost = std::ranges::any_of(log.findings, [](const Finding& finding) {
             return finding.id == FindingId::LogDamaged || finding.id == FindingId::AttributeDamaged;
         });
-        if (!lost || command_.mode == FsckMode::Preen) return {};
+        if (!lost || !log_given_up_) return {};
         EnableOptions options;
+        options.replace_log = true;
         if (volume.attr()) options.unit = volume.attr()->unit;
         auto enabled = enable(volume, options);
         if (enabled) {
@@ -471,6 +475,7 @@ class Fsck {
     std::set<ext2_ino_t> at_fault_;   // whose inode or tree it had to change
     bool left_ = false;
     bool records_left_ = false;
+    bool log_given_up_ = false;
     bool last_ = false;  // e2fsck has been there
     bool ended_ = false;
     int status_ = 0;
