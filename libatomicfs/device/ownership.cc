@@ -221,16 +221,16 @@ std::optional<std::string> mounted_on(const std::string& path) {
     return std::nullopt;
 }
 
-bool mounted_read_only(const std::string& path) {
+bool is_read_only_root(const std::string& path) {
     struct stat st{};
     if (::stat(path.c_str(), &st) != 0 || !S_ISBLK(st.st_mode)) return false;
-    bool mounted = false;
+    bool root = false;
     for (const MountEntry& entry : read_mount_table()) {
         if (::makedev(entry.major_number, entry.minor_number) != st.st_rdev) continue;
         if (!entry.read_only) return false;
-        mounted = true;
+        root = root || entry.mount_point == "/";
     }
-    return mounted;
+    return root;
 }
 
 Result<> refuse_if_in_use(const std::string& path) {

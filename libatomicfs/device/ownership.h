@@ -28,9 +28,9 @@ Result<> refuse_if_in_use(const std::string& path);
 // several.
 std::optional<std::string> mounted_on(const std::string& path);
 
-// Whether a block device is mounted, and everywhere read-only, as the root is at boot: fsck may
-// repair it then, and the system has to be booted again.
-bool mounted_read_only(const std::string& path);
+// Whether a block device has the root file system, mounted read-only everywhere, as it is at boot:
+// fsck may repair it then, and the system has to be booted again.
+bool is_read_only_root(const std::string& path);
 
 struct LoopUse {
     std::string device;                      // "/dev/loop3"

@@ -126,10 +126,11 @@ Result<> set_string(int fs, const char* key, const std::string& value) {
 }
 
 // A mount of FUSE whose root is a file, served through the descriptor.
-Result<UniqueFd> make_mount(int fuse, const Device& device) {
+Result<UniqueFd> make_mount(int fuse) {
     UniqueFd fs(::fsopen("fuse", FSOPEN_CLOEXEC));
     if (!fs) return fail(Error::from_errno(errno, "guarded view: fsopen(fuse)"));
-    A4_CHECK(set_string(fs.get(), "source", device.name()));
+    // Not the device's name: tools that look for it among the mounts would take it for mounted.
+    A4_CHECK(set_string(fs.get(), "source", "atomic4-guard"));
     A4_CHECK(set_string(fs.get(), "fd", std::to_string(fuse)));
     A4_CHECK(set_string(fs.get(), "rootmode", "100600"));
     A4_CHECK(set_string(fs.get(), "user_id", std::to_string(::getuid())));
@@ -157,7 +158,7 @@ Result<std::unique_ptr<FuseView>> FuseView::start(Device& device,
     Session& session = *view->session_;
     UniqueFd fuse(::open("/dev/fuse", O_RDWR | O_CLOEXEC));
     if (!fuse) return fail(Error::from_errno(errno, "guarded view: /dev/fuse"));
-    view->mount_ = A4_TRY(make_mount(fuse.get(), device));
+    view->mount_ = A4_TRY(make_mount(fuse.get()));
     session.served.device = &device;
     session.served.on_refusal = std::move(on_refusal);
 

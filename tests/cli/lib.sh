@@ -121,7 +121,7 @@ expect_fail() {
         die "exit status $STATUS instead of $want: $*"
     fi
     if [ -s "$OUT" ] || [ "$(wc -l <"$ERR")" -ne 1 ] ||
-        ! [[ $message =~ ^(atomic4ctl|atomic4d|mkfs\.atomic4):\  ]]; then
+        ! [[ $message =~ ^(atomic4ctl|atomic4d|mkfs\.atomic4|fsck\.atomic4):\  ]]; then
         show_output
         die "want one line on stderr, with the program's name, and none on stdout: $*"
     fi

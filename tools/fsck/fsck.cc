@@ -496,7 +496,7 @@ Kind kind_of(Device& device) {
 
 struct Opened {
     std::unique_ptr<Device> device;
-    bool mounted_read_only = false;
+    bool root = false;  // mounted read-only
 };
 
 Result<Opened> open_device(const Context& context, const FsckCommand& command) {
@@ -509,7 +509,7 @@ Result<Opened> open_device(const Context& context, const FsckCommand& command) {
         return Opened{
             A4_TRY(context.open_device(command.device, Access::ReadOnly, Sharing::Shared)), false};
     }
-    if (mount_point && mounted_read_only(command.device)) {
+    if (is_read_only_root(command.device)) {
         return Opened{
             A4_TRY(context.open_device(command.device, Access::ReadWrite, Sharing::Shared)), true};
     }
@@ -529,7 +529,7 @@ Result<int> run(const Context& context, const FsckCommand& command, const Become
     Terminal talk(context, command.mode == FsckMode::Preen ? command.device + ": " : "");
     int status =
         A4_TRY(Fsck(context, command, *opened.device, e2fsck, talk).run().context(command.device));
-    if (opened.mounted_read_only && (status & kFsckCorrected) != 0) {
+    if (opened.root && (status & kFsckCorrected) != 0) {
         talk.say("REBOOT SYSTEM");
         status |= kFsckReboot;
     }

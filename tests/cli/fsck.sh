@@ -1,0 +1,164 @@
+# fsck.atomic4 as fsck(8) and people run it: options, exit statuses, who may be checked, what is
+# missing.
+. "$(dirname "$0")/lib.sh"
+need_root
+need_program script python3
+[ -c /dev/fuse ] || skip "no /dev/fuse"
+
+debug() { debugfs -w -R "$2" "$1" >/dev/null 2>&1; }
+
+make_image sound.img 64M
+expect_ok atomic4ctl -d sound.img prealloc /db --size 1M --unit 16K
+copy_image sound.img vol.img
+
+# --- a clean volume -----------------------------------------------------------------------------
+changes_nothing vol.img fsck.atomic4 -p vol.img
+is "$STATUS" 0
+out_has '^vol.img: clean, [0-9]+/[0-9]+ files, [0-9]+/[0-9]+ blocks$'
+expect_ok fsck.atomic4 -a vol.img
+out_has '^vol.img: clean, '
+expect_ok fsck.atomic4 -n vol.img
+changes_nothing vol.img fsck.atomic4 -fn vol.img
+is "$STATUS" 0
+out_has '^Pass 5: '
+expect_ok fsck.atomic4 -f -y -v vol.img
+out_has 'inodes used'
+expect_ok fsck.atomic4 -fp -C 3 vol.img 3>progress
+grep -Eq '^[1-5] [0-9]+ [0-9]+ ' progress || die "no progress of e2fsck"
+truncate -s 32M small.img
+expect_ok mkfs.atomic4 -q -b 1024 small.img
+expect_status 1 fsck.atomic4 -fy -b 8193 -B 1024 small.img
+check_clean small.img
+e2fsck_clean small.img
+expect_ok fsck.atomic4 -V
+out_has '^fsck.atomic4 [0-9]'
+
+# --- usage ----------------------------------------------------------------------------------------
+expect_fail 16 'only one of -p' fsck.atomic4 -p -y vol.img
+expect_fail 16 'DEVICE' fsck.atomic4 -p
+expect_fail 16 'option' fsck.atomic4 --no-such-option vol.img
+expect_fail 8 'none.img: No such file' fsck.atomic4 -p none.img
+expect_fail 8 'needs a terminal' fsck.atomic4 vol.img </dev/null
+mkfifo pipe
+expect_fail 8 'pipe' fsck.atomic4 -p pipe
+truncate -s 1M empty.img
+capture fsck.atomic4 -p empty.img
+is "$STATUS" 8
+
+# --- a plain ext4 is e2fsck's ---------------------------------------------------------------------
+truncate -s 16M plain.img
+mke2fs -q -t ext4 plain.img
+for options in -p -n -fn -fy; do
+    copy_image plain.img a.img
+    copy_image plain.img b.img
+    debug a.img "clri <2>"
+    debug b.img "clri <2>"
+    capture e2fsck $options a.img
+    want=$STATUS
+    cp "$OUT" want.out
+    capture fsck.atomic4 $options b.img
+    is "$STATUS" "$want"
+    diff <(sed 's/a\.img/X/g' want.out) <(sed 's/b\.img/X/g' "$OUT") || die "another output than e2fsck's"
+    cmp a.img b.img
+done
+
+# --- questions ------------------------------------------------------------------------------------
+copy_image sound.img vol.img
+db=$(debugfs -R "stat /db" vol.img 2>/dev/null | sed -n 's/^Inode: *\([0-9]*\) .*/\1/p')
+debug vol.img "sif <$db> mode 0"
+answer() { printf "$1" | script -qec "fsck.atomic4 -f vol.img" /dev/null >said || STATUS=$?; }
+remember vol.img
+STATUS=0
+answer 'n\nn\nn\nn\nn\nn\n'
+[ $((STATUS & 4)) = 4 ] || die "answered no: exit status $STATUS"
+grep -q 'Make it one? (y/n)' said || die "it wasn't asked"
+STATUS=0
+answer 'y\ny\ny\n'
+is "$STATUS" 1
+check_clean vol.img
+
+# --- what -p may not decide -----------------------------------------------------------------------
+copy_image sound.img vol.img
+debug vol.img "sif <$db> mode 0"
+changes_nothing vol.img fsck.atomic4 -fp vol.img
+is "$STATUS" 4
+out_has '^vol.img: #22 /db: '
+out_has 'UNEXPECTED INCONSISTENCY; RUN fsck MANUALLY'
+
+# --- mounted --------------------------------------------------------------------------------------
+copy_image sound.img vol.img
+attach loop vol.img
+mkdir mnt
+mount "$loop" mnt
+UNDO+=("umount '$T/mnt'")
+expect_fail 8 'mounted' fsck.atomic4 -p "$loop"
+expect_fail 8 'mounted' fsck.atomic4 -fy "$loop"
+capture fsck.atomic4 -fn "$loop"
+err_has 'warning: .* is mounted on '
+umount mnt
+# e2fsck's mount namespace has had a copy of the mount, and goes a moment later.
+nobody_has_it() { python3 -c 'import os, sys; os.open(sys.argv[1], os.O_RDWR | os.O_EXCL)' "$loop" 2>/dev/null; }
+wait_for nobody_has_it
+mount -o ro "$loop" mnt
+expect_fail 8 'mounted' fsck.atomic4 -fy "$loop"
+umount mnt
+wait_for nobody_has_it
+# The root, read-only as at boot: on the volume itself are only the places for the host's programs.
+for directory in usr bin sbin lib lib64 etc proc dev tmp programs; do debug vol.img "mkdir $directory"; done
+debug vol.img "sif <$db> links_count 7"
+mount -o ro "$loop" mnt
+as_root() {
+    unshare -m sh -euc '
+        for directory in usr bin sbin lib lib64 etc proc dev; do
+            [ ! -e /$directory ] || mount --rbind /$directory mnt/$directory
+        done
+        mount --bind "$1" mnt/programs
+        mount -t tmpfs none mnt/tmp
+        shift
+        exec chroot mnt /programs/fsck.atomic4 "$@"' sh "$(dirname "$(command -v fsck.atomic4)")" "$@"
+}
+expect_status 3 as_root -fy "$loop"
+out_has 'REBOOT SYSTEM'
+umount mnt
+wait_for nobody_has_it
+expect_ok fsck.atomic4 -fp "$loop"
+check_clean "$loop"
+
+# --- as fsck(8) runs it -----------------------------------------------------------------------------
+echo "$loop /nowhere atomic4 defaults 0 2" >fstab
+expect_ok env FSTAB_FILE="$T/fstab" fsck -a "$loop"
+out_has "^$loop: clean, "
+debug vol.img "sif <$db> links_count 7"
+expect_status 1 env FSTAB_FILE="$T/fstab" fsck -C -a -f "$loop"
+check_clean "$loop"
+
+# --- a daemon has it ------------------------------------------------------------------------------
+copy_image sound.img owned.img
+atomic4d --foreground --socket "$T/sock" owned.img >daemon.out 2>&1 &
+DAEMON=$!
+UNDO+=("kill $DAEMON; wait $DAEMON")
+answers() { [ -S "$T/sock" ] && atomic4ctl --socket "$T/sock" ping -c 1 >/dev/null 2>&1; }
+wait_for answers
+expect_fail 8 'owned.img' fsck.atomic4 -p owned.img
+kill $DAEMON
+wait $DAEMON
+
+copy_image sound.img free.img
+# --- what is missing --------------------------------------------------------------------------------
+mkdir tools
+for program in sh bash; do ln -s "$(command -v $program)" tools/; done
+fsck=$(command -v fsck.atomic4)
+printf '#!/bin/sh\necho "e2fsck 1.41.3 (12-Oct-2008)" >&2\n' >tools/e2fsck
+chmod +x tools/e2fsck
+expect_fail 8 'e2fsck is too old' env PATH="$T/tools" "$fsck" -fp free.img
+# Its own mount namespace, in which the one in the system's directories can't be seen.
+without() { unshare -m sh -c 'mount --bind /dev/null "$1" && shift && exec "$@"' sh "$@"; }
+expect_fail 8 'e2fsck' without "$(readlink -f "$(command -v e2fsck)")" "$fsck" -fp free.img
+expect_fail 8 '/dev/fuse' unshare -m sh -c 'mount -t tmpfs none /dev && mknod /dev/null c 1 3 && exec "$@"' sh "$fsck" -fp free.img
+
+# Interrupted: e2fsck ends, and the volume is as good as before.
+printf '#!/bin/sh\n[ "$1" != -V ] || exec %s -V\nkill -INT $PPID\nexec sleep 5\n' "$(command -v e2fsck)" >tools/e2fsck
+ln -s "$(command -v sleep)" tools/
+expect_status 32 env PATH="$T/tools" "$fsck" -fy free.img
+check_clean free.img
+grep -q "atomic4-guard" /proc/self/mounts && die "a view is left" || true
