@@ -69,8 +69,9 @@ struct Child {
     };
     ::prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (::getppid() != it.parent) ::_exit(127);
+    // What others unmount goes here, too, as far as their mounts are shared: nothing is kept busy.
     if (::unshare(CLONE_NEWNS) != 0 ||
-        ::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0)
+        ::mount(nullptr, "/", nullptr, MS_REC | MS_SLAVE, nullptr) != 0)
         give_up(Failure::Namespace);
     if (::move_mount(it.mount, "", AT_FDCWD, it.path, MOVE_MOUNT_F_EMPTY_PATH) != 0)
         give_up(Failure::Cover);

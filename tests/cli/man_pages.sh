@@ -12,7 +12,7 @@ for page in "$man"/*.[1-9]; do
     [ "$STATUS" -eq 0 ] || { show_output && die "mandoc finds faults in $page"; }
     CHECKS=$((CHECKS + 1))
 done
-for name in atomic4ctl.8 atomic4d.8 mkfs.atomic4.8 mount.atomic4.8 umount.atomic4.8 atomic4.5 atomic4.7; do
+for name in atomic4ctl.8 atomic4d.8 mkfs.atomic4.8 fsck.atomic4.8 mount.atomic4.8 umount.atomic4.8 atomic4.5 atomic4.7; do
     [ -e "$man/$name" ] || die "there is no $name"
 done
 
@@ -42,6 +42,8 @@ section() { # PAGE REGEX: from that heading to the next
 }
 same_options mkfs.atomic4 "$(help_options mkfs.atomic4)" "$(page_options <"$man/mkfs.atomic4.8")"
 same_options atomic4ctl "$(help_options atomic4ctl)" "$(section atomic4ctl.8 '^.SH OPTIONS' | page_options)"
+# -a has a line with -p in --help.
+same_options fsck.atomic4 "$({ echo -- -a && help_options fsck.atomic4; } | sed 's/^-- //' | grep -vx -e --help -e -h | sort -u)" "$(page_options <"$man/fsck.atomic4.8")"
 same_options atomic4d "$(help_options atomic4d)" "$(section atomic4d.8 '^.SH OPTIONS' | page_options)"
 # The mount helpers say theirs in one line: "[-sfnrvw] [-N NAMESPACE]".
 for program in mount.atomic4 umount.atomic4; do
@@ -50,7 +52,7 @@ for program in mount.atomic4 umount.atomic4; do
         "$(section $program.8 '^.SH OPTIONS' | page_options)"
 done
 commands=$(atomic4ctl --help | sed -n '/^Subcommands/,$p' | awk '/^  [a-z]/ { print $1 }')
-is "$(wc -w <<<"$commands")" 18
+is "$(wc -w <<<"$commands")" 19
 for command in $commands; do
     same_options "atomic4ctl $command" \
         "$(help_options atomic4ctl "$command" | grep -vx -e -h -e --help || true)" \
@@ -63,14 +65,16 @@ is "$(sed -n '/^\.SH SUBCOMMANDS/,/^\.SH EXIT/s/^\.SS \([a-z]*\).*/\1/p' "$man/a
 
 # --- findings -------------------------------------------------------------------------------------
 findings() {
-    sed -n 's/^A4_FINDING(\([0-9]*\), [A-Za-z]*, [A-Za-z]*, "\(.*\)")$/\1 \2/p' \
+    sed -n 's/^A4_FINDING(\([0-9]*\), [A-Za-z]*, [A-Za-z]*, [A-Za-z0-9]*, "\([^"]*\)", .*/\1 \2/p' \
         "$ATOMIC4_SOURCE/libatomicfs/check/findings.def"
 }
 [ "$(findings | wc -l)" -ge 16 ] || die "findings.def can't be read"
 while read -r number meaning; do
-    section atomic4ctl.8 '^.SS check' | grep -A1 -x "\.B $number" | tail -1 |
-        grep -iF "$meaning" >/dev/null || die "finding $number is not in the page as '$meaning'"
-    CHECKS=$((CHECKS + 1))
+    for part in 'atomic4ctl.8 ^.SS check' 'fsck.atomic4.8 ^.SH FINDINGS'; do
+        section "${part%% *}" "${part#* }" | grep -A1 -x "\.B $number" | tail -1 |
+            grep -iF "$meaning" >/dev/null || die "finding $number is not in ${part%% *} as '$meaning'"
+        CHECKS=$((CHECKS + 1))
+    done
 done < <(findings)
 is "$(section atomic4ctl.8 '^.SS check' | grep -cE '^\.B [0-9]+$')" "$(findings | wc -l)"
 
@@ -106,7 +110,7 @@ done
 # --- JSON keys --------------------------------------------------------------------------------------
 # Of each subcommand, over several runs that bring out all its keys.
 documented_keys() { # the words in bold of the section's JSON part
-    section atomic4ctl.8 "^.SS $1( |\$)" | sed -n '/^JSON:/,$p' | sed -n 's/^\.BR\{0,1\} //p' |
+    section atomic4ctl.8 "^.SS $1( |\$)" | sed -n '/^JSON[:,]/,$p' | sed -n 's/^\.BR\{0,1\} //p' |
         sed 's/ [;.,)].*//; s/ ;$//' | sort -u
 }
 declare -A seen
@@ -148,6 +152,9 @@ keys_of info info bad.img
 bitmap=$(dumpe2fs bad.img 2>/dev/null | sed -n 's/.*Block bitmap at \([0-9]*\).*/\1/p' | sed 1q)
 patch bad.img $((bitmap * 4096 + 9)) <(printf '\x55')
 keys_of frag frag bad.img
+# On standard error, since the tool has the output.
+capture atomic4ctl --json guard vol.img -- true
+seen[guard]=$(jq -r '.. | objects | keys[]' "$ERR")
 keys_of disable disable --force vol.img
 # Through a daemon.
 truncate -s 96M vol.img && expect_ok mkfs.atomic4 -q -F -b 4096 vol.img
@@ -184,10 +191,3 @@ rm disk.img
 make_ext4 disk.img 600M
 expect_ok bash -euo pipefail -c "$(examples atomic4ctl.8)"
 kernel_roundtrip disk.img
-# The recipe of RECOVERY is the one that interrupted.sh follows.
-while read -r line; do
-    [[ $line == *check ]] && line=check_clean
-    grep -qF -- "${line//DEVICE/vol.img}" "$(dirname "$0")/interrupted.sh" ||
-        die "interrupted.sh doesn't follow the page: $line"
-    CHECKS=$((CHECKS + 1))
-done < <(section atomic4ctl.8 '^.SH RECOVERY' | sed -n '/^\.nf/,/^\.fi/p' | grep -v '^\.' | sed 's/\\-/-/g')
