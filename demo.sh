@@ -2,7 +2,8 @@
 # atomic4 in a few minutes, on a real image and the real kernel. First unmounted: format, preallocate,
 # write atomically, kill a write half-way, see the kernel refuse the volume, recover, mount, compare
 # every byte; on 4 KiB and on 1 KiB blocks. A file that the kernel made in pieces is adopted: map before
-# and after, also as pictures. Then mounted: a storage engine writes through the daemon while others
+# and after, also as pictures. Damage by which stock e2fsck moves an atomic file's blocks, and what
+# fsck.atomic4 does about it. Then mounted: a storage engine writes through the daemon while others
 # read the file, the daemon is killed, started again, and every page is verified. At the end the daemon
 # beside what people can have today, on this machine.
 #
@@ -21,8 +22,8 @@ case $# in
         echo "# Installing what is missing and building"
         packaging/debian-packages.sh
         cmake --preset release >/dev/null
-        cmake --build --preset release --target atomic4ctl mkfs.atomic4 mount.atomic4 umount.atomic4 \
-            atomic4d client_pages bench_peers -- --quiet
+        cmake --build --preset release --target atomic4ctl mkfs.atomic4 fsck.atomic4 mount.atomic4 \
+            umount.atomic4 atomic4d client_pages bench_peers -- --quiet
         ;;
     2)
         [ "$1" = --short ] || { echo "usage: ./demo.sh [--short BIN]" >&2; exit 2; }
@@ -177,6 +178,37 @@ demo_adopt() {
 # Both processes of the daemon: the keeper would start the worker again.
 daemon_processes() { pgrep -f "atomic4d .*$work/mnt" || true; }
 
+demo_fsck() {
+    say "damage: another file claims blocks of an atomic one, too"
+    show mkfs.atomic4 -q -b 4096 vol.img 64M
+    show atomic4ctl -d vol.img prealloc /db --size 1M --unit 16K
+    head -c 128K /dev/urandom >page
+    atomic4ctl -d vol.img write /db --offset 0 --from page >/dev/null
+    head -c 12K /dev/urandom >notes
+    debugfs -w -R "write notes notes" vol.img >/dev/null 2>&1
+    local block
+    block=$(atomic4ctl --json -d vol.img map /db | sed -n 's/.*"device_offset": \([0-9]*\).*/\1/p' | head -1)
+    # The beginning of its only extent.
+    show debugfs -w -R "set_inode_field /notes block[5] $((block / 4096 + 4))" vol.img
+    show atomic4ctl -d vol.img map /db
+
+    say "what stock e2fsck makes of that, on a copy: it gives the file with the lower number other blocks, which is /db"
+    cp --sparse=always vol.img copy.img
+    debugfs -n -w -R "feature -FEATURE_C28" copy.img >/dev/null 2>&1
+    { e2fsck -fy copy.img 2>&1 || true; } | sed -n '/^File/,/already reassigned/p'
+    atomic4ctl enable copy.img >/dev/null 2>&1
+    show atomic4ctl -d copy.img map /db
+    rm copy.img
+
+    say "fsck.atomic4, on the volume itself: the other file gets a copy of its own"
+    show fsck.atomic4 -fy vol.img || [ $? = 1 ]
+    show atomic4ctl -d vol.img map /db
+    show fsck.atomic4 -fp vol.img
+    atomic4ctl -d vol.img read /db --offset 0 --length 128K | cmp - page
+    echo "and /db has its bytes"
+    rm vol.img
+}
+
 demo_mounted() {
     say "a volume with a file, now mounted: the log is replayed before anybody sees it, and the daemon started"
     show mkfs.atomic4 -q -b 4096 vol.img 400M
@@ -230,6 +262,7 @@ demo_mounted() {
 demo 4096
 $short || demo 1024
 demo_adopt
+demo_fsck
 demo_mounted
 
 if ! $short; then

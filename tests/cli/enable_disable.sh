@@ -23,7 +23,7 @@ for block in 1024 2048 4096; do
 
     expect_ok atomic4ctl enable vol.img
     out_has '^vol.img: atomic4 enabled, unit 16K, redo log 1536K$'
-    err_has 'pass number 0, such as: UUID='
+    err_has 'type atomic4 .or pass number 0., such as: UUID='
     expect_ok atomic4ctl --json info vol.img
     json_holds .atomic4 '.version == 1' .gate.primary '.gate.backups == .gate.backups_with_gate' \
         ".block_size == $block" '.log.live_records == 0' '.log.end == "clean"'
@@ -124,7 +124,7 @@ if [ -e /etc/fstab ]; then
         echo "$name /srv/db ext4 noatime 0 2" >fstab
         expect_ok unshare -m bash -c \
             "mount --bind '$T/fstab' /etc/fstab && exec atomic4ctl enable vol.img"
-        err_has "/etc/fstab has a line for this volume with pass number 2: .*Change it to: $name /srv/db ext4 noatime 0 0\$"
+        err_has "/etc/fstab has a line for this volume with pass number 2: .*Change it to: $name /srv/db atomic4 noatime 0 2\$"
         expect_ok atomic4ctl disable vol.img
     done
     echo "LABEL=dbvolume /srv/db ext4 noatime 0 0" >fstab

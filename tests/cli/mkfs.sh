@@ -6,7 +6,7 @@ need_program jq strace sfdisk mkfs.xfs
 expect_ok mkfs.atomic4 new.img 64M
 out_has '^new.img: atomic4 enabled, unit 16K, redo log 1M$'
 err_has 'warning: .*no hardware atomic writes.*logged engine'
-err_has 'warning: .*pass number 0, such as: UUID=.* ext4 defaults 0 0$'
+err_has 'warning: .*type atomic4 .or pass number 0., such as: UUID=.* atomic4 defaults 0 2$'
 is "$(stat -c %s new.img)" $((64 << 20))
 expect_ok atomic4ctl --json info new.img
 json_holds .atomic4 '.version == 1' '.unit == 16384' '.log.size == 1048576' \

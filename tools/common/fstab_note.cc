@@ -42,14 +42,15 @@ void warn_about_fstab(const Context& context, const Volume& volume, const std::s
         if (!ours || !type.starts_with("ext") || pass == 0) continue;
         context.warn(fmt::format(
             "{} has a line for this volume with pass number {}: stock e2fsck refuses an atomic4 "
-            "volume, so the boot would stop. Change it to: {} {} {} {} {} 0",
-            fstab_path, pass, device, directory, type, options, dump));
+            "volume, so the boot would stop. Change it to: {} {} atomic4 {} {} {}",
+            fstab_path, pass, device, directory, options, dump, pass));
         return;
     }
-    context.warn(fmt::format(
-        "stock e2fsck refuses an atomic4 volume: a line in {} needs pass number 0, such "
-        "as: {} /MOUNTPOINT ext4 defaults 0 0",
-        fstab_path, uuid));
+    context.warn(
+        fmt::format("stock e2fsck refuses an atomic4 volume: a line in {} needs type atomic4 (or "
+                    "pass number 0), "
+                    "such as: {} /MOUNTPOINT atomic4 defaults 0 2",
+                    fstab_path, uuid));
 }
 
 void warn_about_device(const Context& context, const Device& device, Bytes unit) {
