@@ -17,11 +17,33 @@ namespace atomic4 {
 
 namespace {
 
-constexpr int kRounds = 4;
+constexpr int kRounds = 8;
 
 std::string text_of(const Finding& finding) {
     return fmt::format("#{} {}: {}: {}", number_of(finding.id), printable(finding.where),
                        meaning_of(finding.id), finding.detail);
+}
+
+// What comes first: who has which blocks decides what may be freed.
+enum class Phase { Marks, Blocks, Layout };
+
+Phase phase_of(FindingId id) {
+    switch (id) {
+        case FindingId::BlocksShared:
+        case FindingId::AtomicGivesWay:
+        case FindingId::BlocksAreMetadata:
+            return Phase::Blocks;
+        case FindingId::FlagWithoutUnit:
+        case FindingId::BadUnit:
+        case FindingId::MisalignedUnit:
+        case FindingId::BrokenUnit:
+        case FindingId::PartMappedUnit:
+        case FindingId::UnwrittenBeforeEof:
+        case FindingId::GenerationZero:
+            return Phase::Layout;
+        default:
+            return Phase::Marks;
+    }
 }
 
 // Finding by finding; a file is repaired once, whatever is found about it.
@@ -34,9 +56,15 @@ class Repairs {
     Result<bool> run(const CheckReport& report) {
         report_ = &report;
         changed_ = false;
-        for (const Finding& finding : report.findings) {
-            A4_CHECK(handle(finding));
-            if (out_.stopped) break;
+        out_.left = false;
+        for (const Phase phase : {Phase::Marks, Phase::Blocks, Phase::Layout}) {
+            for (const Finding& finding : report.findings) {
+                if (phase_of(finding.id) != phase) continue;
+                A4_CHECK(handle(finding));
+                if (out_.stopped) return changed_;
+            }
+            // What changed may be what the next phase would go by.
+            if (changed_ && phase != Phase::Layout) return true;
         }
         return changed_;
     }
@@ -44,15 +72,24 @@ class Repairs {
   private:
     Result<> handle(const Finding& finding) {
         if (about_the_log(finding.id)) return {};  // has been decided
-        // In an earlier round.
-        if (!said_.emplace(finding.id, finding.inode, finding.detail).second) return {};
+        if (log_tried_ && is_log(finding.inode) && phase_of(finding.id) == Phase::Layout) {
+            out_.log_is_broken = true;
+            return {};
+        }
+        // In an earlier round, and it is still there.
+        if (!said_.emplace(finding.id, finding.inode, finding.detail).second) {
+            const Verdict before = decide(finding.id, mode_, [] { return false; });
+            out_.left = out_.left || (before != Verdict::Note && before != Verdict::Later);
+            out_.later = out_.later || before == Verdict::Later;
+            return {};
+        }
         // What concerns one file is one question.
-        if (finding.inode != 0 && handled_.contains({finding.inode, handling_of(finding.id)})) {
+        if (finding.inode != 0 && handled_.contains({finding.inode, phase_of(finding.id)})) {
             talk_.say(text_of(finding));
             return {};
         }
         const Verdict verdict = judge(finding, mode_, talk_);
-        if (finding.inode != 0) handled_.insert({finding.inode, handling_of(finding.id)});
+        if (finding.inode != 0) handled_.insert({finding.inode, phase_of(finding.id)});
         switch (verdict) {
             case Verdict::Note:
                 return {};
@@ -89,8 +126,9 @@ class Repairs {
 
     // Nobody may adopt or release it.
     Result<> fix_log() {
+        log_tried_ = true;
         const bool repaired = A4_TRY(repair_log_file(volume_));
-        (repaired ? changed_ : out_.left) = true;
+        (repaired ? changed_ : out_.log_is_broken) = true;
         out_.changed = out_.changed || repaired;
         return {};
     }
@@ -100,7 +138,7 @@ class Repairs {
     }
 
     Result<> fix(const Finding& finding) {
-        if (is_log(finding.inode) && finding.id != FindingId::AtomicFilesShare) return fix_log();
+        if (is_log(finding.inode) && phase_of(finding.id) == Phase::Layout) return fix_log();
         switch (finding.id) {
             case FindingId::GateMissing:
             case FindingId::GateMissingEverywhere:
@@ -109,13 +147,16 @@ class Repairs {
                 gate_written_ = out_.changed = changed_ = true;
                 return {};
             case FindingId::BlocksShared:
-            case FindingId::AtomicFilesShare:
+            case FindingId::AtomicGivesWay:
                 return unshare(finding.inode);
             case FindingId::BlocksAreMetadata:
-                return release(finding.inode, true);
+                return is_shared(finding.inode) ? unshare(finding.inode)
+                                                : release(finding.inode, true);
             case FindingId::WrongType:
             case FindingId::NoLinks:
                 return make_a_file(finding.inode);
+            case FindingId::MisplacedFlag:
+                return clear_flag(finding.inode);
             case FindingId::FlagWithoutUnit:
             case FindingId::BadUnit:
             case FindingId::MisalignedUnit:
@@ -141,14 +182,15 @@ class Repairs {
         return release(finding.inode, false);
     }
 
-    Result<> prove_bitmaps() {
-        if (proved_) return {};
-        A4_CHECK(prove_all_bitmaps(volume_));
+    // Before the first repair that allocates, and after each that has freed something.
+    Result<> prove_bitmaps(Unclaimed unclaimed = Unclaimed::StaysUsed) {
+        if (proved_ && unclaimed == Unclaimed::StaysUsed) return {};
+        A4_CHECK(prove_all_bitmaps(volume_, unclaimed));
         proved_ = true;
         return {};
     }
 
-    // A repair that the volume has no room or is too damaged for isn't the end of the others.
+    // A repair that the volume has no room for, or is too damaged for, isn't the end of the others.
     Result<bool> possible(Result<> done, ext2_ino_t number) {
         if (done) {
             out_.changed = changed_ = true;
@@ -160,17 +202,45 @@ class Repairs {
         return false;
     }
 
+    // With what bitmaps call used though nobody claims it, if it takes that.
+    template <class Work>
+    Result<bool> with_room(ext2_ino_t number, Work work) {
+        auto proved = prove_bitmaps();
+        Result<> done = proved ? work() : std::move(proved);
+        if (!done && done.error().code == ENOSPC) {
+            proved = prove_bitmaps(Unclaimed::BecomesFree);
+            if (proved) done = work();
+        }
+        return possible(std::move(done), number);
+    }
+
     Result<> adopt(ext2_ino_t number) {
-        A4_CHECK(prove_bitmaps());
-        auto adopted = adopt_file(volume_, number, std::nullopt);
-        Result<> done;
-        if (!adopted) done = fail(std::move(adopted).error());
-        if (A4_TRY(possible(std::move(done), number))) return {};
+        // What a record says is for the file as it is.
+        if (volume_.needs_replay()) {
+            out_.later = true;
+            return {};
+        }
+        if (is_shared(number)) {  // it couldn't be given other blocks
+            out_.left = true;
+            return {};
+        }
+        const bool adopted = A4_TRY(with_room(number, [&]() -> Result<> {
+            A4_CHECK(adopt_file(volume_, number, std::nullopt));
+            return {};
+        }));
+        proved_ = false;
+        if (adopted) return {};
         if (mode_ == FsckMode::Preen) {
             out_.left = true;
             return {};
         }
         return release(number, false);
+    }
+
+    bool is_shared(ext2_ino_t number) const {
+        return std::ranges::any_of(report_->shared, [&](const SharedBlocks& shared) {
+            return shared.gives_way == number || shared.stays == number;
+        });
     }
 
     // again: to be adopted when e2fsck has been there.
@@ -193,34 +263,48 @@ class Repairs {
     }
 
     Result<> unshare(ext2_ino_t number) {
-        A4_CHECK(prove_bitmaps());
         std::vector<BlockClaim> parts;
         Blocks granule(1);
         for (const SharedBlocks& shared : report_->shared) {
-            if (shared.other != number) continue;
+            if (shared.gives_way != number) continue;
             parts.insert(parts.end(), shared.parts.begin(), shared.parts.end());
-            if (shared.kind != SharedBlocks::Other::Atomic) continue;
-            const FileState file = A4_TRY(read_file(volume_, number));
-            granule = Blocks(file.unit->value() / volume_.block_size().value());
+            if (!shared.atomic) continue;
+            const auto file = read_file(volume_, number);
+            if (file && file->unit && check_unit(volume_, *file->unit))
+                granule = Blocks(file->unit->value() / volume_.block_size().value());
         }
         out_.later = true;
-        if (A4_TRY(possible(move_blocks(volume_, number, parts, granule), number))) return {};
         // What can't be read can't be copied: e2fsck will discard it, or say what it is.
+        A4_CHECK(with_room(number, [&] { return move_blocks(volume_, number, parts, granule); }));
+        return {};
+    }
+
+    template <class Change>
+    Result<> change_inode(ext2_ino_t number, Change change) {
+        const auto work = [&]() -> Result<> {
+            ext2_inode inode{};
+            const std::string what = fmt::format("inode {}", number);
+            A4_CHECK(check_errcode(ext2fs_read_inode(volume_.fs(), number, &inode), what));
+            change(inode);
+            Transaction transaction(volume_);
+            A4_CHECK(check_errcode(ext2fs_write_inode(volume_.fs(), number, &inode), what));
+            return transaction.commit();
+        };
+        out_.later = true;
+        A4_CHECK(possible(work(), number));
         return {};
     }
 
     // A regular file with a link, as it was: how many it has is e2fsck's.
     Result<> make_a_file(ext2_ino_t number) {
-        ext2_inode inode{};
-        const std::string what = fmt::format("inode {}", number);
-        A4_CHECK(check_errcode(ext2fs_read_inode(volume_.fs(), number, &inode), what));
-        Transaction transaction(volume_);
-        inode.i_mode = static_cast<uint16_t>(LINUX_S_IFREG | (inode.i_mode & 07777));
-        if (inode.i_links_count == 0) inode.i_links_count = 1;
-        A4_CHECK(check_errcode(ext2fs_write_inode(volume_.fs(), number, &inode), what));
-        A4_CHECK(transaction.commit());
-        out_.changed = changed_ = out_.later = true;
-        return {};
+        return change_inode(number, [](ext2_inode& inode) {
+            inode.i_mode = static_cast<uint16_t>(LINUX_S_IFREG | (inode.i_mode & 07777));
+            if (inode.i_links_count == 0) inode.i_links_count = 1;
+        });
+    }
+
+    Result<> clear_flag(ext2_ino_t number) {
+        return change_inode(number, [](ext2_inode& inode) { inode.i_flags &= ~kInodeFlagAtomic; });
     }
 
     Volume& volume_;
@@ -230,10 +314,11 @@ class Repairs {
     RepairOutcome& out_;
     const CheckReport* report_ = nullptr;
     std::set<std::tuple<FindingId, ext2_ino_t, std::string>> said_;
-    std::set<std::pair<ext2_ino_t, Handling>> handled_;
+    std::set<std::pair<ext2_ino_t, Phase>> handled_;
     bool changed_ = false;
     bool proved_ = false;
     bool gate_written_ = false;
+    bool log_tried_ = false;
 };
 
 }  // namespace
@@ -275,11 +360,10 @@ Result<RepairOutcome> repair(Volume& volume, FsckMode mode, RepairRound round, F
         CheckReport report = A4_TRY(check_volume(volume));
         const bool changed = A4_TRY(repairs.run(report));
         if (out.stopped || !changed || i + 1 == kRounds) {
-            // What e2fsck will move away for somebody else isn't protected from it.
+            // What couldn't be moved away for somebody else isn't protected from e2fsck.
             std::set<ext2_ino_t> without;
             for (const SharedBlocks& shared : report.shared) {
-                if (shared.kind == SharedBlocks::Other::Own) without.insert(shared.atomic);
-                if (shared.kind == SharedBlocks::Other::Atomic) without.insert(shared.other);
+                if (shared.atomic) without.insert(shared.gives_way);
             }
             std::erase_if(report.intact,
                           [&](const ProtectedFile& file) { return without.contains(file.number); });

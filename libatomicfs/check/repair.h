@@ -1,6 +1,9 @@
 // The passes of fsck.atomic4 around e2fsck: what is wrong with the gate and with atomic files, put
 // right as far as it may be, and what has to be protected while e2fsck runs.
 //
+// Who claims blocks of another's is dealt with first, and nothing is freed of what he gives up;
+// only then, and only while no records wait for replay, are broken layouts repaired.
+//
 // The protected set are the files that are intact in the end. One that isn't is repaired (adopt.h:
 // a new aligned layout, the same bytes) or released: it keeps its bytes and loses the promise.
 // Whoever claims blocks of an intact one gets copies of his own (writer/move_blocks.h). Blocks for
@@ -30,9 +33,10 @@ class FsckTalk {
 
 struct RepairOutcome {
     bool changed = false;
-    bool left = false;     // a problem stays as it is
-    bool stopped = false;  // -p met one that somebody has to decide about
-    bool later = false;    // e2fsck has to put something right
+    bool left = false;           // a problem stays as it is
+    bool stopped = false;        // -p met one that somebody has to decide about
+    bool later = false;          // e2fsck has to put something right
+    bool log_is_broken = false;  // its file's layout: it needs a successor
     // Released for e2fsck, to be adopted again with their units.
     std::map<ext2_ino_t, Bytes> released;
     ProtectedSet set;

@@ -11,30 +11,44 @@ namespace atomic4 {
 
 namespace {
 
-struct Owned {
-    uint64_t begin = 0;  // blocks
-    uint64_t end = 0;
-    ext2_ino_t inode = 0;
-};
+using Runs = std::vector<PblkRun>;
 
-// Blocks of atomic files, none of them twice.
-class OwnedBlocks {
+Runs runs_of(const std::vector<BlockClaim>& claims) {
+    Runs runs;
+    for (const BlockClaim& claim : claims) runs.push_back(claim.run);
+    return runs;
+}
+
+// But for its block of xattrs, which others may have rightly.
+std::vector<BlockClaim> file_claims_of(Volume& volume, ext2_ino_t number) {
+    std::vector<BlockClaim> claims = claims_of(volume, number);
+    std::erase_if(claims,
+                  [](const BlockClaim& claim) { return claim.kind == BlockClaim::Kind::Xattrs; });
+    return claims;
+}
+
+Runs runs_of(const ProtectedFile& file) {
+    Runs runs;
+    for (const Mapping& mapping : file.mappings) runs.push_back({mapping.pblk, mapping.length});
+    for (const ProtectedFile::Node& node : file.nodes) runs.push_back({node.block, Blocks(1)});
+    return runs;
+}
+
+// Whose blocks are whose, by whole clusters: two inodes can't share one.
+class Owners {
   public:
-    // False: some of them are another one's already; then nothing is added. Whole clusters: two
-    // inodes can't share one.
-    bool add(const Volume& volume, const ProtectedFile& file) {
-        std::vector<PblkRun> runs;
-        for (const Mapping& mapping : file.mappings) runs.push_back({mapping.pblk, mapping.length});
-        for (const ProtectedFile::Node& node : file.nodes) runs.push_back({node.block, Blocks(1)});
-        std::vector<Owned> owned;
-        for (const PblkRun& run : whole_clusters(volume, std::move(runs))) {
-            owned.push_back({run.start.value(), (run.start + run.length).value(), file.number});
+    // False: some of them are another one's already; then nothing is added.
+    bool add(const Volume& volume, Runs runs, ext2_ino_t inode) {
+        const Runs whole = whole_clusters(volume, std::move(runs));
+        for (const PblkRun& run : whole) {
+            const auto next = owned_.upper_bound(run.start.value());
+            if (next != owned_.end() && next->second.begin < (run.start + run.length).value())
+                return false;
         }
-        for (const Owned& part : owned) {
-            const auto next = owned_.upper_bound(part.begin);
-            if (next != owned_.end() && next->second.begin < part.end) return false;
+        for (const PblkRun& run : whole) {
+            const uint64_t end = (run.start + run.length).value();
+            owned_.emplace(end, Owned{run.start.value(), end, inode});
         }
-        for (const Owned& part : owned) owned_.emplace(part.end, part);
         return true;
     }
 
@@ -51,8 +65,122 @@ class OwnedBlocks {
     }
 
   private:
+    struct Owned {
+        uint64_t begin = 0;  // blocks
+        uint64_t end = 0;
+        ext2_ino_t inode = 0;
+    };
     std::map<uint64_t, Owned> owned_;  // by end
 };
+
+void add_part(SharedBlocks& shared, const BlockClaim& claim, PblkRun run) {
+    if (shared.parts.empty()) shared.first = run.start;
+    shared.count += run.length;
+    shared.parts.push_back({claim.kind, claim.lblk + (run.start - claim.run.start), run});
+}
+
+class Sharing {
+  public:
+    Sharing(Volume& volume, const std::set<ext2_ino_t>& broken) : volume_(volume) {
+        for (const ext2_ino_t inode : broken) broken_[inode] = file_claims_of(volume, inode);
+    }
+
+    void own(const std::vector<ProtectedFile>& intact) {
+        std::vector<const ProtectedFile*> order;
+        for (const ProtectedFile& file : intact) order.push_back(&file);
+        const ext2_ino_t log = volume_.attr() ? volume_.attr()->log_inode : 0;
+        std::ranges::stable_sort(order, [&](const ProtectedFile* a, const ProtectedFile* b) {
+            if ((a->number == log) != (b->number == log)) return a->number == log;
+            return a->unit.value_or(Bytes(0)) > b->unit.value_or(Bytes(0));
+        });
+        for (const ProtectedFile* file : order) {
+            atomic_.insert(file->number);
+            if (owners_.add(volume_, runs_of(*file), file->number)) stay_.insert(file->number);
+        }
+    }
+
+    void look_at(const ClaimingInode& inode) {
+        const ext2_ino_t number = inode.number;
+        const bool is_broken = broken_.contains(number);
+        if (!stay_.contains(number)) give_way_to_intact(inode, is_broken);
+        // Who is broken gives way to all that come; of two, the one with the higher number.
+        for (const auto& [other, claims] : broken_) {
+            if (other == number || (is_broken && other < number)) continue;
+            give_way(other, claims, inode);
+        }
+    }
+
+    std::vector<SharedBlocks> take() { return std::move(shared_); }
+
+  private:
+    void give_way_to_intact(const ClaimingInode& inode, bool is_broken) {
+        std::map<ext2_ino_t, SharedBlocks> found;
+        const bool own = is_volumes_own(volume_.fs(), inode.number);
+        for (const BlockClaim& claim : inode.claims) {
+            owners_.for_each_in(claim.run, [&](PblkRun run, ext2_ino_t stays) {
+                if (stays == inode.number) return;
+                if (own)
+                    add_parts_of(stays, run, found[stays]);
+                else
+                    add_part(found[stays], claim, run);
+            });
+        }
+        for (auto& [intact, shared] : found) {
+            shared.stays = own ? inode.number : intact;
+            shared.gives_way = own ? intact : inode.number;
+            shared.atomic = own || is_broken || atomic_.contains(inode.number);
+            shared.own = own;
+            shared_.push_back(std::move(shared));
+        }
+    }
+
+    void add_parts_of(ext2_ino_t inode, PblkRun run, SharedBlocks& shared) {
+        for (const BlockClaim& claim : file_claims_of(volume_, inode)) {
+            const Pblk from = std::max(claim.run.start, run.start);
+            const Pblk to = std::min(claim.run.start + claim.run.length, run.start + run.length);
+            if (from < to) add_part(shared, claim, {from, to - from});
+        }
+    }
+
+    void give_way(ext2_ino_t number, const std::vector<BlockClaim>& claims,
+                  const ClaimingInode& stays) {
+        Owners theirs;
+        SharedBlocks shared;
+        for (const PblkRun& run : whole_clusters(volume_, runs_of(stays.claims)))
+            theirs.add(volume_, {run}, stays.number);
+        for (const BlockClaim& claim : claims) {
+            theirs.for_each_in(claim.run,
+                               [&](PblkRun run, ext2_ino_t) { add_part(shared, claim, run); });
+        }
+        if (shared.parts.empty()) return;
+        shared.stays = stays.number;
+        shared.gives_way = number;
+        shared.atomic = true;
+        shared.own = is_volumes_own(volume_.fs(), stays.number);
+        shared_.push_back(std::move(shared));
+    }
+
+    Volume& volume_;
+    Owners owners_;
+    std::set<ext2_ino_t> atomic_;  // the intact ones
+    std::set<ext2_ino_t> stay_;
+    std::map<ext2_ino_t, std::vector<BlockClaim>> broken_;
+    std::vector<SharedBlocks> shared_;
+};
+
+bool has_wrong_type(ext2_filsys fs, ext2_ino_t number, const ext2_inode& inode) {
+    if ((inode.i_flags & kInodeFlagAtomic) == 0) return false;
+    return !LINUX_S_ISREG(inode.i_mode) || number == EXT2_ROOT_INO || is_volumes_own(fs, number);
+}
+
+// With the journal its deletion would be known.
+bool has_lost_its_links(Volume& volume, ext2_ino_t number, const ext2_inode& inode,
+                        const std::set<ext2_ino_t>& orphans) {
+    return inode.i_links_count == 0 && number >= EXT2_FIRST_INODE(volume.fs()->super) &&
+           ext2fs_has_feature_journal(volume.fs()->super) && !orphans.contains(number);
+}
+
+}  // namespace
 
 bool is_volumes_own(ext2_filsys fs, ext2_ino_t number) {
     const ext2_super_block& super = *fs->super;
@@ -62,76 +190,43 @@ bool is_volumes_own(ext2_filsys fs, ext2_ino_t number) {
            number == super.s_orphan_file_inum;
 }
 
-class Sharing {
-  public:
-    Sharing(ext2_filsys fs, const OwnedBlocks& owned) : fs_(fs), owned_(owned) {}
-
-    void look_at(ext2_ino_t number, const std::vector<BlockClaim>& claims,
-                 SharedBlocks::Other kind) {
-        std::map<ext2_ino_t, SharedBlocks> found;
-        for (const BlockClaim& claim : claims) {
-            owned_.for_each_in(claim.run, [&](PblkRun run, ext2_ino_t atomic) {
-                if (atomic == number) return;
-                SharedBlocks& shared = found[atomic];
-                if (shared.parts.empty()) shared.first = run.start;
-                shared.count += run.length;
-                shared.parts.push_back(
-                    {claim.kind, claim.lblk + (run.start - claim.run.start), run});
-            });
-        }
-        for (auto& [atomic, shared] : found) {
-            shared.atomic = atomic;
-            shared.other = number;
-            shared.kind = is_volumes_own(fs_, number) ? SharedBlocks::Other::Own : kind;
-            shared_.push_back(std::move(shared));
-        }
-    }
-
-    std::vector<SharedBlocks> take() { return std::move(shared_); }
-
-  private:
-    ext2_filsys fs_;
-    const OwnedBlocks& owned_;
-    std::vector<SharedBlocks> shared_;
-};
-
-bool has_wrong_type(const ext2_inode& inode) {
-    return (inode.i_flags & kInodeFlagAtomic) != 0 && !LINUX_S_ISREG(inode.i_mode);
-}
-
-}  // namespace
-
-Result<SharingReport> find_shared_blocks(Volume& volume, const std::vector<ProtectedFile>& files,
+Result<SharingReport> find_shared_blocks(Volume& volume, const std::vector<ProtectedFile>& intact,
+                                         const std::set<ext2_ino_t>& broken,
                                          const std::set<ext2_ino_t>& orphans) {
-    OwnedBlocks owned;
-    std::set<ext2_ino_t> stay;
-    std::set<ext2_ino_t> give_way;
-    // Of two the one with the larger unit stays, since a new place for it is harder to find; the
-    // log before all.
-    std::vector<const ProtectedFile*> order;
-    for (const ProtectedFile& file : files) order.push_back(&file);
-    const ext2_ino_t log = volume.attr() ? volume.attr()->log_inode : 0;
-    std::ranges::stable_sort(order, [&](const ProtectedFile* a, const ProtectedFile* b) {
-        if ((a->number == log) != (b->number == log)) return a->number == log;
-        return a->unit.value_or(Bytes(0)) > b->unit.value_or(Bytes(0));
-    });
-    for (const ProtectedFile* file : order)
-        (owned.add(volume, *file) ? stay : give_way).insert(file->number);
-
     SharingReport report;
-    Sharing sharing(volume.fs(), owned);
+    Sharing sharing(volume, broken);
+    sharing.own(intact);
     A4_CHECK(for_each_claiming_inode(volume, [&](const ClaimingInode& inode) {
-        if (has_wrong_type(inode.inode)) report.wrong_type.push_back(inode.number);
-        if (inode.inode.i_links_count == 0 &&
-            inode.number >= EXT2_FIRST_INODE(volume.fs()->super) && !orphans.contains(inode.number))
+        if (has_wrong_type(volume.fs(), inode.number, inode.inode))
+            report.wrong_type.push_back(inode.number);
+        if (has_lost_its_links(volume, inode.number, inode.inode, orphans))
             report.no_links.push_back(inode.number);
-        if (stay.contains(inode.number)) return;
-        sharing.look_at(inode.number, inode.claims,
-                        give_way.contains(inode.number) ? SharedBlocks::Other::Atomic
-                                                        : SharedBlocks::Other::File);
+        sharing.look_at(inode);
     }));
     report.shared = sharing.take();
     return report;
+}
+
+Result<std::vector<std::string>> shared_blocks_of(Volume& volume,
+                                                  const std::set<ext2_ino_t>& inodes) {
+    std::vector<std::string> lines;
+    Owners owners;
+    for (const ext2_ino_t number : inodes) {
+        if (!owners.add(volume, runs_of(file_claims_of(volume, number)), number))
+            lines.push_back(fmt::format("inode {} claims blocks of another one", number));
+    }
+    A4_CHECK(for_each_claiming_inode(volume, [&](const ClaimingInode& inode) {
+        bool said = false;
+        for (const BlockClaim& claim : inode.claims) {
+            owners.for_each_in(claim.run, [&](PblkRun run, ext2_ino_t owner) {
+                if (owner == inode.number || said) return;
+                said = true;
+                lines.push_back(fmt::format("block {} of inode {} is inode {}'s, too", run.start,
+                                            owner, inode.number));
+            });
+        }
+    }));
+    return lines;
 }
 
 }  // namespace atomic4

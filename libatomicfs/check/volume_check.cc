@@ -1,6 +1,7 @@
 #include "check/volume_check.h"
 
 #include <algorithm>
+#include <cstring>
 #include <set>
 
 #include "base/text.h"
@@ -105,6 +106,7 @@ class Checker {
             damaged(contents.error());
             return;
         }
+        log_in_order_ = true;
         if (!contents->superblock_damage.empty())
             add(FindingId::LogSuperblock, "redo log", contents->superblock_damage);
         if (contents->end == LogEnd::Corrupt)
@@ -152,27 +154,26 @@ class Checker {
                                    });
     }
 
-    // The whole volume's: whom the blocks of intact files belong to besides.
-    Result<> check_sharing() {
-        SharingReport sharing = A4_TRY(find_shared_blocks(volume_, report_.intact, orphans_));
+    // The whole volume's: whom the blocks of atomic files belong to besides.
+    Result<> check_sharing(const std::set<ext2_ino_t>& broken) {
+        SharingReport sharing =
+            A4_TRY(find_shared_blocks(volume_, report_.intact, broken, orphans_));
         for (const SharedBlocks& shared : sharing.shared) {
-            const std::string blocks = fmt::format(
-                "{}{}", shared.first,
-                shared.count == Blocks(1) ? std::string()
-                                          : fmt::format(" and {} more", shared.count - Blocks(1)));
-            if (shared.kind == SharedBlocks::Other::Own) {
-                add(FindingId::BlocksAreMetadata, shared.atomic,
-                    fmt::format("block {}: inode {}'s", blocks, shared.other));
-                continue;
-            }
-            add(shared.kind == SharedBlocks::Other::Atomic ? FindingId::AtomicFilesShare
-                                                           : FindingId::BlocksShared,
-                shared.other,
-                fmt::format("inode {}: block {} of atomic inode {}", shared.other, blocks,
-                            shared.atomic));
+            const FindingId id = shared.own      ? FindingId::BlocksAreMetadata
+                                 : shared.atomic ? FindingId::AtomicGivesWay
+                                                 : FindingId::BlocksShared;
+            const std::string more = shared.count > Blocks(1)
+                                         ? fmt::format(" and {} more", shared.count - Blocks(1))
+                                         : std::string();
+            add(id, shared.gives_way,
+                fmt::format("inode {}: block {}{} of {}inode {}", shared.gives_way, shared.first,
+                            more, shared.atomic ? "" : "atomic ", shared.stays));
         }
-        for (const ext2_ino_t number : sharing.wrong_type)
-            add(FindingId::WrongType, number, fmt::format("inode {}", number));
+        for (const ext2_ino_t number : sharing.wrong_type) {
+            add(A4_TRY(was_an_atomic_file(number)) ? FindingId::WrongType
+                                                   : FindingId::MisplacedFlag,
+                number, fmt::format("inode {}", number));
+        }
         for (const ext2_ino_t number : sharing.no_links)
             add(FindingId::NoLinks, number, fmt::format("inode {}", number));
         report_.shared = std::move(sharing.shared);
@@ -188,11 +189,13 @@ class Checker {
     Result<> copy_intact(ext2_ino_t number) {
         if (orphans_.contains(number)) return {};
         auto copy = copy_file(volume_, number, fmt::format("inode {}", number));
-        if (!copy && copy.error().code == EUCLEAN) {
-            add(FindingId::InodeDamaged, number, copy.error().message);
+        if (!copy && copy.error().code != EUCLEAN) return fail(std::move(copy).error());
+        if (!copy || claims_twice(*copy)) {
+            add(FindingId::InodeDamaged, number,
+                copy ? "it claims a block twice" : copy.error().message);
             return {};
         }
-        report_.intact.push_back(A4_TRY(std::move(copy)));
+        report_.intact.push_back(std::move(*copy));
         return {};
     }
 
@@ -212,7 +215,45 @@ class Checker {
         return {};
     }
 
+    bool is_log_in_order() const { return log_in_order_; }
+
   private:
+    static bool claims_twice(const ProtectedFile& file) {
+        std::vector<std::pair<Pblk, Blocks>> runs;
+        for (const Mapping& mapping : file.mappings)
+            runs.emplace_back(mapping.pblk, mapping.length);
+        for (const ProtectedFile::Node& node : file.nodes) runs.emplace_back(node.block, Blocks(1));
+        std::ranges::sort(runs);
+        for (size_t i = 1; i < runs.size(); ++i) {
+            if (runs[i].first < runs[i - 1].first + runs[i - 1].second) return true;
+        }
+        return false;
+    }
+
+    // By all but its mode: with a unit that its layout keeps, and no directory's contents.
+    Result<bool> was_an_atomic_file(ext2_ino_t number) {
+        if (number == EXT2_ROOT_INO || is_volumes_own(volume_.fs(), number)) return false;
+        const auto file = read_file(volume_, number);
+        if (!file && file.error().code == EIO) return fail(Error(file.error()));
+        if (!file || !file->unit || !file->extent_mapped() || !check_unit(volume_, *file->unit))
+            return false;
+        const auto layout = check_layout(volume_, *file, *file->unit);
+        if (!layout && layout.error().code == EIO) return fail(Error(layout.error()));
+        return layout && layout->problems == 0 && !A4_TRY(begins_like_a_directory(*file));
+    }
+
+    Result<bool> begins_like_a_directory(const FileState& file) {
+        const auto first =
+            A4_TRY(map_range(volume_, file.number, file.inode, Lblk(0), Blocks(1))).front();
+        if (first.state != MapState::Written) return false;
+        std::vector<std::byte> block(volume_.block_size().value());
+        A4_CHECK(volume_.device().read(ByteOffset(first.pblk.value() * block.size()), block));
+        ext2_dir_entry entry{};
+        std::memcpy(&entry, block.data(), 12);
+        return entry.inode == file.number && ext2fs_dirent_name_len(&entry) == 1 &&
+               entry.name[0] == '.';
+    }
+
     bool is_log(ext2_ino_t number) const {
         return volume_.attr() && number == volume_.attr()->log_inode;
     }
@@ -281,6 +322,7 @@ class Checker {
     Volume& volume_;
     CheckReport& report_;
     std::set<ext2_ino_t> orphans_;
+    bool log_in_order_ = false;  // it can be read
     dgrp_t group_ = 0;
     std::shared_ptr<const GroupBitmaps::Bits> bits_;
 };
@@ -321,10 +363,16 @@ Result<CheckReport> check_volume(Volume& volume) {
                     fmt::format("inode {}: the volume needs e2fsck", inode));
     }
     A4_CHECK(checker.read_orphans());
+    std::set<ext2_ino_t> broken;
     for (const ext2_ino_t inode : inodes) {
-        if (A4_TRY(checker.check_file(inode))) A4_CHECK(checker.copy_intact(inode));
+        if (is_volumes_own(volume.fs(), inode)) continue;  // a misplaced flag
+        const bool log = volume.attr() && inode == volume.attr()->log_inode;
+        const size_t before = report.intact.size();
+        if (A4_TRY(checker.check_file(inode)) && (!log || checker.is_log_in_order()))
+            A4_CHECK(checker.copy_intact(inode));
+        if (report.intact.size() == before) broken.insert(inode);
     }
-    A4_CHECK(checker.check_sharing());
+    A4_CHECK(checker.check_sharing(broken));
     A4_CHECK(checker.name_files());
     return report;
 }

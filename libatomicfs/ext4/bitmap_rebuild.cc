@@ -86,7 +86,7 @@ struct FreeMap {
 using ClaimMap = std::unique_ptr<RawMap, FreeMap>;
 
 // By clusters; memory goes with the pieces, not with the volume.
-Result<ClaimMap> map_of_claims(Volume& volume) {
+Result<ClaimMap> map_of_claims(Volume& volume, bool all_readable) {
     ext2_filsys fs = volume.fs();
     fs->default_bitmap_type = EXT2FS_BMAP64_RBTREE;
     ext2fs_block_bitmap raw = nullptr;
@@ -102,18 +102,27 @@ Result<ClaimMap> map_of_claims(Volume& volume) {
     if (ext2fs_has_feature_mmp(fs->super)) mark({Pblk(fs->super->s_mmp_block), Blocks(1)});
     volume.fixed_blocks().for_each_in(
         first, end - 1, [&](uint64_t block, uint64_t n) { mark({Pblk(block), Blocks(n)}); });
+    bool readable = true;
     A4_CHECK(for_each_claiming_inode(volume, [&](const ClaimingInode& inode) {
         for (const BlockClaim& claim : inode.claims) mark(claim.run);
+        readable = readable && inode.readable;
     }));
+    const bool orphans =
+        fs->super->s_last_orphan != 0 || ext2fs_has_feature_orphan_present(fs->super);
+    for (dgrp_t group = 0; group < fs->group_desc_count; ++group)
+        readable = readable && !volume.descriptors().is_frozen(group);
+    if (all_readable && (!readable || orphans))
+        return fail(EUCLEAN, "which blocks are free can't be told: the volume needs e2fsck");
     return map;
 }
 
 }  // namespace
 
-Result<> prove_all_bitmaps(Volume& volume) {
+Result<> prove_all_bitmaps(Volume& volume, Unclaimed unclaimed) {
     ext2_filsys fs = volume.fs();
     GroupBitmaps& bitmaps = volume.block_bitmaps();
-    const ClaimMap map = A4_TRY(map_of_claims(volume));
+    const bool exact = unclaimed == Unclaimed::BecomesFree;
+    const ClaimMap map = A4_TRY(map_of_claims(volume, exact));
     Transaction transaction(volume);
     std::vector<uint32_t> changed;
     for (dgrp_t group = 0; group < fs->group_desc_count; ++group) {
@@ -127,12 +136,16 @@ Result<> prove_all_bitmaps(Volume& volume) {
             ext2fs_get_block_bitmap_range2(map.get(), EXT2FS_B2C(fs, bitmaps.block_of(group, 0)),
                                            bitmaps.bits_in(group), claimed.data()),
             "map of claims"));
-        bool missing = false;
-        for (size_t i = 0; i < bits.size(); ++i) {
-            missing = missing || (claimed[i] & ~bits[i]) != 0;
-            bits[i] |= claimed[i];
+        bool wrong = false;
+        for (uint32_t bit = 0; bit < bitmaps.bits_in(group); ++bit) {
+            const auto mask = static_cast<uint8_t>(1u << (bit % 8));
+            const bool is = (claimed[bit / 8] & mask) != 0;
+            const bool was = (bits[bit / 8] & mask) != 0;
+            if (is == was || (was && !exact)) continue;
+            wrong = true;
+            bits[bit / 8] ^= mask;
         }
-        if (!damaged && !missing) continue;
+        if (!damaged && !wrong) continue;
         A4_CHECK(bitmaps.replace(group, std::move(bits)));
         changed.push_back(group);
     }

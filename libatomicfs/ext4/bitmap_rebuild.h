@@ -28,7 +28,11 @@ namespace atomic4 {
 // that any inode claims, as for_each_claiming_inode (block_claims.h) finds them whatever their
 // checksums say; in an operation of its own. What a bitmap calls used without an owner stays so:
 // e2fsck finds it. Groups whose descriptor is damaged stay damaged.
-Result<> prove_all_bitmaps(Volume& volume);
+//
+// BecomesFree: what no inode claims is free, where there is no room otherwise. EUCLEAN, and nothing
+// changed, if an inode can't be read to its end or a descriptor is damaged, or there are orphans.
+enum class Unclaimed { StaysUsed, BecomesFree };
+Result<> prove_all_bitmaps(Volume& volume, Unclaimed unclaimed = Unclaimed::StaysUsed);
 
 // All groups that were found damaged so far, in an operation of its own. Returns what was done, a
 // line a group; empty: there was nothing to do. EUCLEAN: not provable, nothing changed.

@@ -161,8 +161,10 @@ std::vector<BlockClaim> claims_of(Volume& volume, ext2_ino_t number) {
     const ChecksumsIgnored ignored(volume.fs());
     std::vector<BlockClaim> claims;
     ext2_inode inode{};
-    if (ext2fs_read_inode(volume.fs(), number, &inode) == 0)
-        add_mapping(volume.fs(), number, inode, claims);
+    if (ext2fs_read_inode(volume.fs(), number, &inode) != 0) return claims;
+    add_mapping(volume.fs(), number, inode, claims);
+    if (const uint64_t block = ext2fs_file_acl_block(volume.fs(), &inode); block != 0)
+        claims.push_back({Kind::Xattrs, Lblk(0), {Pblk(block), Blocks(1)}});
     return claims;
 }
 

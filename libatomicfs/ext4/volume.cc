@@ -314,9 +314,9 @@ Result<> Volume::check_state() const {
     ext2_super_block& super = *fs_->super;
     if (ext2fs_has_feature_journal_needs_recovery(&super)) {
         if (needs_replay()) {
-            return fail(EUCLEAN,
-                        "both the ext4 journal and the atomic4 log need recovery: no tool of this "
-                        "version does both");
+            return fail(
+                EUCLEAN,
+                "both the ext4 journal and the atomic4 log need recovery: run fsck.atomic4 -p");
         }
         return fail(EUCLEAN, "its journal needs recovery: {}", kKernelRecovers);
     }
@@ -324,16 +324,12 @@ Result<> Volume::check_state() const {
     // While records are live no stock tool takes the volume, so e2fsck can't go first.
     if (options_.recovering && needs_replay()) return {};
     if ((super.s_state & EXT2_ERROR_FS) != 0 || super.s_error_count != 0) {
-        return fail(EUCLEAN,
-                    "ext4 has recorded errors on it: check it with e2fsck (man atomic4ctl, section "
-                    "RECOVERY)");
+        return fail(EUCLEAN, "ext4 has recorded errors on it: check it with fsck.atomic4 -f");
     }
     if (super.s_last_orphan != 0 || ext2fs_has_feature_orphan_present(&super))
         return fail(EUCLEAN, "it lists orphaned inodes: {}", kKernelRecovers);
     if ((super.s_state & EXT2_VALID_FS) == 0) {
-        return fail(EUCLEAN,
-                    "it was not unmounted cleanly{}: check it with e2fsck (man atomic4ctl, section "
-                    "RECOVERY)",
+        return fail(EUCLEAN, "it was not unmounted cleanly{}: check it with fsck.atomic4 -f",
                     ext2fs_has_feature_journal(&super) ? ", or never checked"
                                                        : " and has no journal to recover from");
     }

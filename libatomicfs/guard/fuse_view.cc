@@ -5,6 +5,7 @@
 #include <fuse_lowlevel.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -151,6 +152,15 @@ struct FuseView::Session {
 };
 
 FuseView::FuseView() : session_(std::make_unique<Session>()) {}
+
+Result<> FuseView::available() {
+    struct stat stat{};
+    const UniqueFd fuse(::open("/dev/fuse", O_RDWR | O_CLOEXEC));
+    if (!fuse) return fail(Error::from_errno(errno, "guarded view: /dev/fuse"));
+    if (::fstat(fuse.get(), &stat) != 0 || stat.st_rdev != ::makedev(10, 229))
+        return fail(ENODEV, "guarded view: /dev/fuse is not the FUSE device");
+    return {};
+}
 
 Result<std::unique_ptr<FuseView>> FuseView::start(Device& device,
                                                   std::function<void()> on_refusal) {

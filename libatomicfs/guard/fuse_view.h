@@ -25,6 +25,8 @@ namespace atomic4 {
 
 class FuseView {
   public:
+    // Whether there is a /dev/fuse: for those who change something before they need a view.
+    static Result<> available();
     // on_refusal: called in the view's thread when the device has refused a write (EPERM), before
     // whoever wrote is told: what it kills then never runs on. ENOENT, EACCES, EPERM …: no
     // /dev/fuse, or not allowed to mount.

@@ -97,10 +97,11 @@ Error explain(const Failure& failure, const std::string& path, const std::string
 // The tool, to be killed by the view's thread: known only once it has been forked.
 class Tool {
   public:
-    void is(pid_t pid) {
+    bool is(pid_t pid) {
         process_ = UniqueFd(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
         known_.store(true);
         if (refused_.load()) kill(SIGKILL);
+        return static_cast<bool>(process_);
     }
     void kill(int signal) const { ::syscall(SYS_pidfd_send_signal, process_.get(), signal, 0, 0); }
     void refused() {
@@ -163,7 +164,13 @@ Result<GuardedExit> run_guarded(GuardedDevice& device, const std::string& path,
     const pid_t pid = ::fork();
     if (pid < 0) return fail(Error::from_errno(errno, "fork"));
     if (pid == 0) become_the_tool(child);
-    tool.is(pid);
+    if (!tool.is(pid)) {
+        const int code = errno;
+        ::kill(pid, SIGKILL);
+        while (::waitpid(pid, nullptr, 0) < 0 && errno == EINTR) {
+        }
+        return fail(Error::from_errno(code, "pidfd_open"));
+    }
     writing.reset();
     Failure failure;
     const bool failed = ::read(reading.get(), &failure, sizeof failure) == sizeof failure;

@@ -1,5 +1,6 @@
 #include "redo/log_file_repair.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "device/slice_device.h"
@@ -11,6 +12,7 @@
 #include "ext4/transaction.h"
 #include "ext4/xattr.h"
 #include "redo/log_superblock.h"
+#include "redo/volume_log.h"
 
 namespace atomic4 {
 
@@ -57,10 +59,12 @@ Result<bool> repair_log_file(Volume& volume) {
     const ext2_ino_t number = volume.attr()->log_inode;
     bool changed = false;
     ext2_inode inode{};
-    if (ext2fs_read_inode(volume.fs(), number, &inode) != 0 ||
-        inode.i_generation != volume.attr()->log_generation ||
-        (inode.i_flags & EXT4_EXTENTS_FL) == 0)
-        return false;
+    // What its checksum says doesn't matter: the id in its superblocks proves it.
+    const int flags = volume.fs()->flags;
+    volume.fs()->flags |= EXT2_FLAG_IGNORE_CSUM_ERRORS;
+    const errcode_t code = ext2fs_read_inode(volume.fs(), number, &inode);
+    volume.fs()->flags = flags;
+    if (code != 0 || (inode.i_flags & EXT4_EXTENTS_FL) == 0) return false;
     const auto mapped = map_range(volume, number, inode, Lblk(0), kWholeFile);
     if (!mapped) return false;
     const Bytes size = size_by_superblocks(volume, joined(*mapped));
@@ -68,11 +72,13 @@ Result<bool> repair_log_file(Volume& volume) {
     const ext2_inode before = inode;
     inode.i_mode = static_cast<uint16_t>(LINUX_S_IFREG | (inode.i_mode & 07777));
     inode.i_flags |= kInodeFlagAtomic;
+    inode.i_generation = volume.attr()->log_generation;
     if (inode.i_links_count == 0) inode.i_links_count = 1;
     A4_CHECK(check_errcode(
         ext2fs_inode_size_set(volume.fs(), &inode, static_cast<ext2_off64_t>(size.value())),
         "redo log"));
-    if (std::memcmp(&before, &inode, sizeof inode) != 0) {
+    const bool wrong_checksum = !read_file(volume, number);
+    if (wrong_checksum || std::memcmp(&before, &inode, sizeof inode) != 0) {
         A4_CHECK(write_inode(volume, number, inode));
         changed = true;
     }
@@ -82,6 +88,24 @@ Result<bool> repair_log_file(Volume& volume) {
     if (!unit) return changed;
     Transaction transaction(volume);
     A4_CHECK(write_xattr(volume.fs(), number, kUnitXattr, fmt::format("{}", *unit)));
+    A4_CHECK(transaction.commit());
+    return true;
+}
+
+Result<bool> repair_way_to_log(Volume& volume) {
+    auto logs = A4_TRY(find_logs_anywhere(volume));
+    const auto has_id = [&](const VolumeAttr& log) {
+        return volume.attr() && log.log_id == volume.attr()->log_id;
+    };
+    auto right = std::ranges::find_if(logs, has_id);
+    if (right == logs.end() && logs.size() == 1) right = logs.begin();
+    if (right == logs.end()) return false;
+    if (volume.attr()) right->unit = volume.attr()->unit;
+    if (volume.attr() && right->log_inode == volume.attr()->log_inode &&
+        right->log_generation == volume.attr()->log_generation && has_id(*right))
+        return false;
+    Transaction transaction(volume);
+    A4_CHECK(volume.stage_attr(*right));
     A4_CHECK(transaction.commit());
     return true;
 }

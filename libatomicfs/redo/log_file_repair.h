@@ -10,4 +10,8 @@ namespace atomic4 {
 // it can't be told what is right. The volume attribute is there.
 Result<bool> repair_log_file(Volume& volume);
 
+// The way to the log, when it isn't to be had by the attribute: makes the attribute lead to the
+// file that has the log's id, or to the only one that is a log, wherever it is. True: changed.
+Result<bool> repair_way_to_log(Volume& volume);
+
 }  // namespace atomic4

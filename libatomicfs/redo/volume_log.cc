@@ -39,11 +39,10 @@ Result<std::unique_ptr<SliceDevice>> open_log_device(Volume& volume, const Volum
         volume, A4_TRY(read_file(volume, attr.log_inode, attr.log_generation).context("redo log")));
 }
 
-Result<VolumeAttr> find_log_by_name(Volume& volume) {
-    const std::string path = fmt::format("/{}/{}", kDirectoryName, kLogName);
-    const auto number = lookup(volume, path);
-    if (!number) return fail(EUCLEAN, "redo log: {}", number.error().message);
-    const FileState file = A4_TRY(read_file(volume, *number).context(path));
+namespace {
+
+// By the file alone.
+Result<VolumeAttr> attr_of_log(Volume& volume, const FileState& file) {
     const auto device = A4_TRY(open_log_file(volume, file));
     VolumeAttr attr;
     attr.unit = Bytes(std::max(kUnitDefault, volume.block_size().value()));
@@ -51,6 +50,29 @@ Result<VolumeAttr> find_log_by_name(Volume& volume) {
     attr.log_generation = file.generation;
     attr.log_id = A4_TRY(read_log_id(*device));
     return attr;
+}
+
+}  // namespace
+
+Result<VolumeAttr> find_log_by_name(Volume& volume) {
+    const std::string path = fmt::format("/{}/{}", kDirectoryName, kLogName);
+    const auto number = lookup(volume, path);
+    if (!number) return fail(EUCLEAN, "redo log: {}", number.error().message);
+    return attr_of_log(volume, A4_TRY(read_file(volume, *number).context(path)));
+}
+
+Result<std::vector<VolumeAttr>> find_logs_anywhere(Volume& volume) {
+    std::vector<VolumeAttr> found;
+    std::vector<ext2_ino_t> damaged;
+    for (const ext2_ino_t number : A4_TRY(find_atomic_inodes(volume, &damaged))) {
+        const auto file = read_file(volume, number);
+        if (!file && file.error().code == EIO) return fail(Error(file.error()));
+        if (!file) continue;
+        const auto attr = attr_of_log(volume, *file);
+        if (!attr && attr.error().code == EIO) return fail(Error(attr.error()));
+        if (attr) found.push_back(*attr);
+    }
+    return found;
 }
 
 SessionStamp session_stamp(const Volume& volume) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <vector>
 
 #include "device/slice_device.h"
 #include "ext4/volume.h"
@@ -18,6 +19,10 @@ Result<std::unique_ptr<SliceDevice>> open_log_device(Volume& volume, const Volum
 // What the attribute should say, by /.atomic4/log and the id in its superblocks; the unit is the
 // default. For when the attribute is missing or damaged. EUCLEAN: there is no such log.
 Result<VolumeAttr> find_log_by_name(Volume& volume);
+
+// Every file of the volume that is a log by its superblocks, as find_log_by_name reads one: for
+// when neither the attribute nor the name leads to it. Reads all inodes.
+Result<std::vector<VolumeAttr>> find_logs_anywhere(Volume& volume);
 
 SessionStamp session_stamp(const Volume& volume);
 

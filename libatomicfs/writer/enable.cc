@@ -251,7 +251,7 @@ Result<bool> log_file_is_gone(Volume& volume, bool given_up) {
     const auto log = open_log_device(volume);
     const auto contents = log ? read_log(**log, volume.attr()->log_id)
                               : Result<LogContents>(tl::unexpect, log.error());
-    if (contents) return false;
+    if (contents) return given_up && contents->live.empty();
     if (log && !given_up) return false;
     if (contents.error().code == ESTALE) return true;
     if (contents.error().code == EUCLEAN) return given_up;
@@ -316,7 +316,7 @@ Result<EnablePlan> enable(Volume& volume, const EnableOptions& options) {
         const auto log = open_log_device(volume);
         const auto contents = log ? read_log(**log, volume.attr()->log_id)
                                   : Result<LogContents>(tl::unexpect, log.error());
-        if (contents && (enabled || A4_TRY(parts_are_named(volume)))) {
+        if (contents && !options.replace_log && (enabled || A4_TRY(parts_are_named(volume)))) {
             EnablePlan there{volume.attr()->unit, contents->superblock.log_size, true, true};
             A4_CHECK(check_same(volume, there, options));
             if (!enabled) A4_CHECK(volume.write_gate(true));

@@ -16,7 +16,8 @@ namespace atomic4 {
 struct EnableOptions {
     Bytes unit{0};                  // 0: 16 KiB, or the block size if that is larger
     std::optional<Bytes> log_size;  // default: default_log_size
-    // A log that can't be read any more is replaced: for fsck, when whatever it held is given up.
+    // A log that can't be read any more, or whose file is damaged and that is empty, is replaced:
+    // for fsck, when whatever it held is replayed or given up.
     bool replace_log = false;
 };
 

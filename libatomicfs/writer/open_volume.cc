@@ -119,6 +119,11 @@ Result<ReplayReport> recover(std::unique_ptr<Device> device, OnConflict policy,
         report.notices = volume.notices();
         return report;
     }
+    // One superblock is damaged, and nothing else: both are written anew.
+    if (policy == OnConflict::Discard && !pending(opened) &&
+        !opened.log_contents.superblock_damage.empty()) {
+        A4_CHECK(reset_log(*opened.log, opened.log_contents, session_stamp(volume)));
+    }
     if (pending(opened)) {
         if (options.damaged_too && volume.needs_checking() && !opened.log_contents.live.empty())
             A4_CHECK(prove_all_bitmaps(volume).context(volume.name()));

@@ -49,6 +49,8 @@ live() {
     local done
     done=$(wc -l <acked)
     wait_for many $((done + 1))
+    # Somewhere in the next write, as it comes.
+    sleep "0.00$((RANDOM % 10))"
     kill -STOP $DAEMON
     cp --sparse=always vol.img cut.img
     atomic4ctl --json info cut.img >info.json

@@ -94,7 +94,7 @@ tampered() {
     debugfs -w -R "$1" vol.img >/dev/null 2>&1
 }
 tampered 'ssv state 3'
-all_refuse 'ext4 has recorded errors on it: check it with e2fsck \(man atomic4ctl, section RECOVERY\)' \
+all_refuse 'ext4 has recorded errors on it: check it with fsck.atomic4 -f' \
     "${writers[@]}" "${readers[@]}"
 tampered 'ssv error_count 2'
 all_refuse 'ext4 has recorded errors on it' "${writers[@]}" "${readers[@]}"
@@ -102,11 +102,11 @@ tampered 'ssv last_orphan 15'
 all_refuse "it lists orphaned inodes: $kernel_recovers" "${writers[@]}" "${readers[@]}"
 prepared
 debugfs -w -R 'ssv state 0' vol.img >/dev/null 2>&1
-all_refuse 'it was not unmounted cleanly, or never checked: check it with e2fsck \(man' \
+all_refuse 'it was not unmounted cleanly, or never checked: check it with fsck.atomic4 -f' \
     "${writers[@]}" "${readers[@]}"
 prepared -O ^has_journal
 debugfs -w -R 'ssv state 0' vol.img >/dev/null 2>&1
-all_refuse 'it was not unmounted cleanly and has no journal to recover from: check it with e2fsck' \
+all_refuse 'it was not unmounted cleanly and has no journal to recover from: check it with fsck.atomic4 -f' \
     "${writers[@]}" "${readers[@]}"
 
 # --- damaged, or something else ------------------------------------------------------------------------

@@ -8,6 +8,7 @@
 
 #include "device/forwarding_device.h"
 #include "ext4/format.h"
+#include "ext4/path.h"
 #include "ext4/transaction.h"
 #include "guard/atomic_files.h"
 #include "guard/rehearsal_device.h"
@@ -58,7 +59,10 @@ class GuardedDeviceTest : public testing::Test {
         VolumeOptions options;
         options.purpose = OpenFor::Inspect;
         const auto volume = must(Volume::open(lent(memory_), options));
-        return must(changes_in(*volume, set_));
+        std::vector<std::string> texts;
+        for (const FileChange& change : must(changes_in(*volume, set_)))
+            texts.push_back(change.text);
+        return texts;
     }
 
     MemoryDevice memory_;
@@ -180,6 +184,45 @@ TEST_F(GuardedDeviceTest, ARehearsalChangesNothing) {
     EXPECT_TRUE(std::equal(part.begin(), part.end(), model.begin() + 777));
     EXPECT_TRUE(memory_.contents() == before);
     EXPECT_EQ(code_of(rehearsal->write(ByteOffset(model.size()), filled(1, 0))), EINVAL);
+}
+
+// Whatever became of the inode, the tree and the bitmaps: they come back, and e2fsck does the rest.
+TEST_F(GuardedDeviceTest, PuttingBack) {
+    for (const Mapping& mapping : file().mappings) {
+        must(memory_.write(ByteOffset(mapping.pblk.value() * kBlock),
+                           filled(mapping.length.value() * kBlock, 0x5a)));
+    }
+    // As e2fsck discards a file: no inode, its blocks free.
+    with_volume([&](Volume& volume) {
+        Transaction transaction(volume);
+        must(stage_delete(volume, number_));
+        must(transaction.commit(Transaction::Order::Freeing));
+    });
+    ASSERT_THAT(changes(), ElementsAre(HasSubstr("/db")));
+    {
+        VolumeOptions options;
+        options.purpose = OpenFor::Write;
+        options.damaged_too = true;
+        const auto volume = must(Volume::open(lent(memory_), options));
+        must(put_back(*volume, set_, must(changes_in(*volume, set_))));
+        EXPECT_NE(volume->fs()->super->s_state & EXT2_ERROR_FS, 0);
+    }
+    EXPECT_THAT(changes(), IsEmpty());
+    // Nobody gets its blocks.
+    {
+        VolumeOptions options;
+        options.purpose = OpenFor::Write;
+        options.damaged_too = true;
+        const auto volume = must(Volume::open(lent(memory_), options));
+        for (const Mapping& mapping : file().mappings)
+            EXPECT_FALSE(must(volume->allocator().is_free(mapping.pblk)));
+    }
+    Image repaired;
+    EXPECT_LE(e2fsck(memory_.contents(), {"-fy"}, &repaired).status, 1);
+    EXPECT_EQ(fsck_complaints(repaired), "");
+    must(memory_.write(ByteOffset(0), repaired));
+    EXPECT_THAT(changes(), IsEmpty());
+    with_volume([&](Volume& volume) { EXPECT_EQ(must(lookup(volume, "/db")), number_); });
 }
 
 }  // namespace

@@ -154,7 +154,7 @@ TEST(VolumeOpen, States) {
         {"orphaned inodes", [](auto& s) { s.s_last_orphan = 12; }},
         {"orphaned inodes",
          [](auto& s) { s.s_feature_ro_compat |= EXT4_FEATURE_RO_COMPAT_ORPHAN_PRESENT; }},
-        {"not unmounted cleanly, or never checked: check it with e2fsck",
+        {"not unmounted cleanly, or never checked: check it with fsck.atomic4",
          [](auto& s) { s.s_state = static_cast<uint16_t>(s.s_state & ~EXT2_VALID_FS); }},
     };
     for (const Row& row : rows) {

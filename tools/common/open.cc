@@ -13,8 +13,7 @@ void warn_of_repairs(const Context& context, const std::string& device,
 void warn_of_interruption(const Context& context, const std::string& device) {
     context.warn(
         fmt::format("{}: an earlier enable or disable had been interrupted: check the "
-                    "volume with e2fsck before it is mounted (man atomic4ctl, section "
-                    "RECOVERY)",
+                    "volume with fsck.atomic4 -f before it is mounted",
                     device));
 }
 

@@ -1,10 +1,14 @@
 #include "fsck/e2fsck.h"
 
+#include <fcntl.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <array>
 #include <cstdio>
 #include <cstdlib>
+
+#include "base/unique_fd.h"
 
 namespace atomic4::tools {
 
@@ -27,16 +31,26 @@ std::optional<std::string> find_program(const std::string& name) {
 
 // The first line of e2fsck -V: "e2fsck 1.47.0 (5-Feb-2023)".
 std::string version_line(const std::string& program) {
-    std::string line;
-    std::FILE* pipe = ::popen(("'" + program + "' -V 2>&1").c_str(), "re");
-    if (pipe == nullptr) return line;
-    std::array<char, 256> buffer{};
-    if (std::fgets(buffer.data(), buffer.size(), pipe) != nullptr) line = buffer.data();
-    while (std::fgets(buffer.data(), buffer.size(), pipe) != nullptr) {
+    std::array<int, 2> ends{};
+    if (::pipe2(ends.data(), O_CLOEXEC) != 0) return {};
+    UniqueFd reading(ends[0]);
+    UniqueFd writing(ends[1]);
+    const pid_t pid = ::fork();
+    if (pid == 0) {
+        ::dup2(writing.get(), 1);
+        ::dup2(writing.get(), 2);
+        ::execl(program.c_str(), "e2fsck", "-V", nullptr);
+        ::_exit(127);
     }
-    ::pclose(pipe);
-    while (!line.empty() && line.back() == '\n') line.pop_back();
-    return line;
+    writing.reset();
+    std::string said;
+    std::array<char, 256> buffer{};
+    ssize_t n = 0;
+    while ((n = ::read(reading.get(), buffer.data(), buffer.size())) > 0)
+        said.append(buffer.data(), static_cast<size_t>(n));
+    while (pid > 0 && ::waitpid(pid, nullptr, 0) < 0 && errno == EINTR) {
+    }
+    return said.substr(0, said.find('\n'));
 }
 
 // 1.47.0 is 14700.

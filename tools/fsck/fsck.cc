@@ -15,7 +15,10 @@
 #include "ext4/format.h"
 #include "fsck/e2fsck.h"
 #include "guard/atomic_files.h"
+#include "guard/fuse_view.h"
 #include "redo/log_file_repair.h"
+#include "redo/log_reader.h"
+#include "redo/volume_log.h"
 #include "writer/adopt.h"
 #include "writer/enable.h"
 #include "writer/open_volume.h"
@@ -98,28 +101,59 @@ class Fsck {
           e2fsck_(std::move(e2fsck)),
           talk_(talk) {}
 
-    // fsck(8)'s exit status, without the reboot.
-    Result<int> run() {
-        if (is_clean()) return status_;
-        A4_CHECK(replay_journal());
-        if (ended_) return status_;
-        if (!openable()) {
-            if (!A4_TRY(check_unprotected())) return status_;
+    // fsck(8)'s exit status, without the reboot. An error is said, and part of it.
+    int run() {
+        if (auto done = steps(); !done) {
+            report_error("fsck.atomic4", std::move(done).error().with_context(command_.device));
+            end(kFsckOperational);
         }
-        A4_CHECK(replay_log());
-        if (ended_) return status_;
-        A4_CHECK(check_protected());
-        if (ended_) return status_;
-        A4_CHECK(look_again());
-        return status_;
+        int status = corrected_ ? kFsckCorrected : 0;
+        if (ended_) return status | ended_status_;
+        if (left_ || log_left_ || (e2fsck_status_ & kFsckUncorrected) != 0)
+            status |= kFsckUncorrected;
+        return status;
     }
 
   private:
+    Result<> steps() {
+        if (is_clean()) return {};
+        A4_CHECK(replay_journal());
+        if (ended_) return {};
+        bool unprotected = false;
+        if (!openable()) {
+            unprotected = true;
+            A4_CHECK(check_unprotected());
+            if (ended_) return {};
+        }
+        auto done = protected_steps();
+        // Too damaged for us to say whose blocks are whose.
+        if (!done && done.error().code == EUCLEAN && !unprotected) {
+            talk_.say(done.error().message);
+            A4_CHECK(check_unprotected());
+            if (ended_ || !writing()) return {};
+            done = protected_steps();
+        }
+        A4_CHECK(std::move(done));
+        if (ended_) return {};
+        return look_again();
+    }
+
+    Result<> protected_steps() {
+        A4_CHECK(replay_log());
+        if (ended_) return {};
+        return check_protected();
+    }
+
     bool writing() const { return command_.mode != FsckMode::No; }
 
     void end(int status) {
-        status_ |= status;
+        ended_status_ |= status;
         ended_ = true;
+    }
+
+    void stop_for_somebody() {
+        talk_.say("UNEXPECTED INCONSISTENCY; RUN fsck MANUALLY. (i.e., without -a or -p options)");
+        end(kFsckUncorrected);
     }
 
     Result<std::unique_ptr<Volume>> open(OpenFor purpose) {
@@ -134,22 +168,20 @@ class Fsck {
         if (command_.force || command_.superblock || !command_.extended.empty()) return false;
         const auto volume = open(OpenFor::Inspect);
         if (!volume) return false;
-        const ext2_super_block& super = *(*volume)->fs()->super;
-        if (ext2fs_has_feature_journal_needs_recovery((*volume)->fs()->super) ||
-            (*volume)->needs_checking() || (*volume)->needs_replay() || is_due(super) ||
-            !(*volume)->gate_in_primary())
+        ext2_super_block& super = *(*volume)->fs()->super;
+        if (ext2fs_has_feature_journal_needs_recovery(&super) || (*volume)->needs_checking() ||
+            (*volume)->needs_replay() || is_due(super) || !(*volume)->gate_in_primary())
             return false;
         for (const BackupSuperblock& backup : (*volume)->backups()) {
             if (!backup.gate) return false;
         }
         if (!check_log(**volume).findings.empty()) return false;
-        ext2_super_block& counts = *(*volume)->fs()->super;
+        const uint64_t blocks = ext2fs_blocks_count(&super);
         talk_.say(fmt::format("{}clean, {}/{} files, {}/{} blocks",
                               command_.mode == FsckMode::Preen ? "" : command_.device + ": ",
                               super.s_inodes_count - super.s_free_inodes_count,
-                              super.s_inodes_count,
-                              ext2fs_blocks_count(&counts) - ext2fs_free_blocks_count(&counts),
-                              ext2fs_blocks_count(&counts)));
+                              super.s_inodes_count, blocks - ext2fs_free_blocks_count(&super),
+                              blocks));
         return true;
     }
 
@@ -180,17 +212,16 @@ class Fsck {
         return exit;
     }
 
-    // What e2fsck said, as far as it is the last word.
+    // What e2fsck said; its last run counts.
     void take(const GuardedExit& exit) {
-        if (exit.interrupted) return end(kFsckCancelled | (exit.status & kFsckCorrected));
+        if ((exit.status & (kFsckCorrected | kFsckReboot)) != 0) corrected_ = true;
+        if (exit.interrupted) return end(kFsckCancelled);
         if (exit.signal != 0) {
             talk_.say(fmt::format("e2fsck was ended by signal {}", exit.signal));
             return end(kFsckOperational);
         }
-        status_ &= ~kFsckUncorrected;
-        status_ |= exit.status & ~kFsckReboot;
-        if ((exit.status & kFsckReboot) != 0) status_ |= kFsckCorrected;
-        if (exit.status >= kFsckOperational) ended_ = true;
+        e2fsck_status_ = exit.status;
+        if (exit.status >= kFsckOperational) end(exit.status & ~(kFsckCorrected | kFsckReboot));
     }
 
     // --- (1) the ext4 journal --------------------------------------------------------------------
@@ -216,39 +247,30 @@ class Fsck {
             end(exit.status);
             return {};
         }
-        status_ |= kFsckCorrected;
+        corrected_ = true;
         return {};
     }
 
-    // --- A volume that can't be opened -----------------------------------------------------------
+    // --- A volume that is too damaged for our passes ---------------------------------------------
 
-    // False: that was all.
-    Result<bool> check_unprotected() {
+    Result<> check_unprotected() {
         if (command_.mode == FsckMode::Preen) {
-            talk_.say(
-                "UNEXPECTED INCONSISTENCY; RUN fsck MANUALLY. (i.e., without -a or -p "
-                "options)");
-            end(kFsckUncorrected);
-            return false;
+            stop_for_somebody();
+            return {};
         }
-        talk_.say(
-            "it can't be opened as it is, so that its atomic files can't be protected: "
-            "e2fsck goes first");
+        talk_.say("as it is, its atomic files can't be protected: e2fsck goes first");
         take(A4_TRY(run_e2fsck(check_arguments(e2fsck_, command_), ProtectedSet())));
-        if (ended_) return false;
-        if (!openable()) {
-            end(kFsckUncorrected);
-            return false;
-        }
-        return true;
+        if (!ended_ && writing() && !openable()) end(kFsckUncorrected);
+        return {};
     }
 
     // --- (2) the redo log ------------------------------------------------------------------------
 
+    void note(FindingId id, std::string detail) {
+        judge({id, "redo log", std::move(detail)}, command_.mode, talk_);
+    }
+
     void say_what_was_replayed(const ReplayReport& report) {
-        const auto note = [&](FindingId id, std::string detail) {
-            judge({id, "redo log", std::move(detail)}, command_.mode, talk_);
-        };
         if (report.records > 0) {
             note(FindingId::RecordsReplayed,
                  fmt::format("{}, {} bytes", counted(report.records, "record"), report.bytes));
@@ -264,17 +286,18 @@ class Fsck {
     bool wants(const Finding& finding) {
         const Verdict verdict = judge(finding, command_.mode, talk_);
         if (verdict == Verdict::Stop) end(kFsckUncorrected);
-        if (verdict == Verdict::Leave) status_ |= kFsckUncorrected;
+        if (verdict == Verdict::Leave) log_left_ = true;
         return verdict == Verdict::Fix;
     }
 
     // Before e2fsck nothing of a log is given up that can't be read: it may be able to repair what
-    // leads to it.
+    // leads to it. Nor is anything replayed into a file that others share blocks with.
     Result<> replay_log() {
-        CheckReport found = A4_TRY(look_at_log());
+        log_left_ = false;
+        records_left_ = false;
         bool replay = false;
         bool discard = false;
-        for (const Finding& finding : found.findings) {
+        for (const Finding& finding : A4_TRY(look_at_log()).findings) {
             if (finding.id == FindingId::LogUnknown) {
                 judge(finding, command_.mode, talk_);
                 end(kFsckOperational);
@@ -282,23 +305,29 @@ class Fsck {
             }
             const bool fix = wants(finding);
             if (ended_) return {};
-            if (fix && finding.id == FindingId::LogDamaged) A4_CHECK(repair_log());
+            if (fix &&
+                (finding.id == FindingId::LogDamaged || finding.id == FindingId::AttributeDamaged))
+                A4_CHECK(repair_log());
             discard = discard || (fix && may_discard(finding.id));
             // There is none that could be lost, or it would have been found by its name.
             log_given_up_ = log_given_up_ || (fix && finding.id == FindingId::AttributeDamaged);
             replay = replay || fix;
         }
         if (!replay) return {};
+        if (!A4_TRY(is_safe_to_replay())) {
+            records_left_ = true;
+            return {};
+        }
+        if (ended_) return {};
         auto report = recover_damaged(lent(device_), OnConflict::Keep);
         if (!report && report.error().code == EIO) return fail(std::move(report).error());
         if (!report) {
             talk_.say(report.error().message);
-            records_left_ = !last_;
+            records_left_ = true;
             if (discard && last_) return give_up_log();
-            if (last_) status_ |= kFsckUncorrected;
             return {};
         }
-        status_ |= kFsckCorrected;
+        corrected_ = corrected_ || report->records > 0 || report->log_emptied;
         say_what_was_replayed(*report);
         records_left_ = !report->failed.empty();
         for (const std::string& line : report->conflicts) {
@@ -319,47 +348,106 @@ class Fsck {
         return check_log(*volume);
     }
 
+    // Also asks about records of files that e2fsck has made others of.
+    Result<bool> is_safe_to_replay() {
+        const auto volume = A4_TRY(open(OpenFor::Inspect));
+        if (!volume->attr()) return true;
+        const auto log = open_log_device(*volume);
+        if (!log) return true;
+        const auto contents = read_log(**log, volume->attr()->log_id);
+        if (!contents) return true;
+        std::map<ext2_ino_t, uint32_t> files;
+        for (const LoggedRecord& record : contents->live) {
+            for (const RangeRef& range : record.ranges) files[range.inode] = range.generation;
+        }
+        std::set<ext2_ino_t> inodes;
+        for (const auto& [inode, generation] : files) {
+            const auto file = read_file(*volume, inode, generation);
+            if (!file && file.error().code == EUCLEAN) damaged_.insert(inode);
+            if (!file && file.error().code == ESTALE && damaged_.contains(inode)) {
+                if (!wants({FindingId::RecordOfDamagedFile, "redo log", file.error().message}))
+                    return false;
+            }
+            inodes.insert(inode);
+        }
+        if (inodes.empty()) return true;
+        const auto lines = A4_TRY(shared_blocks_of(*volume, inodes));
+        for (const std::string& line : lines) note(FindingId::RecordNotSafe, line);
+        return lines.empty();
+    }
+
+    // What is damaged on the way may be for e2fsck to repair first.
     Result<> repair_log() {
         const auto volume = A4_TRY(open(OpenFor::Write));
-        if (volume->attr() && A4_TRY(repair_log_file(*volume))) status_ |= kFsckCorrected;
+        auto repaired = volume->attr() ? repair_log_file(*volume) : Result<bool>(false);
+        if (repaired && !*repaired) repaired = repair_way_to_log(*volume);
+        if (!repaired && repaired.error().code == EIO) return fail(std::move(repaired).error());
+        corrected_ = corrected_ || (repaired && *repaired);
         return {};
     }
 
+    // One that can't be read is not written either: whose blocks those are isn't known.
     Result<> give_up_log() {
         log_given_up_ = true;
-        auto report = recover_damaged(lent(device_), OnConflict::Discard);
-        if (!report && report.error().code == EIO) return fail(std::move(report).error());
-        if (!report) {
-            talk_.say(report.error().message);
-            status_ |= kFsckUncorrected;
-            return {};
+        if (A4_TRY(log_is_lost())) {
+            talk_.say(
+                "what the redo log held can't be read: writes that were acknowledged last "
+                "may be lost");
+            const auto volume = A4_TRY(open(OpenFor::Write));
+            if (volume->needs_replay()) A4_CHECK(volume->write_needs_replay(false));
+        } else {
+            const ReplayReport report = A4_TRY(recover_damaged(lent(device_), OnConflict::Discard));
+            if (report.discarded > 0)
+                talk_.say(fmt::format("{} given up", counted(report.discarded, "record")));
         }
-        if (report->discarded > 0)
-            talk_.say(fmt::format("{} given up", counted(report->discarded, "record")));
-        status_ |= kFsckCorrected;
+        corrected_ = true;
         records_left_ = false;
         return {};
     }
 
+    Result<bool> log_is_lost() {
+        const CheckReport report = A4_TRY(look_at_log());
+        return std::ranges::any_of(report.findings, [](const Finding& finding) {
+            return finding.id == FindingId::LogDamaged ||
+                   finding.id == FindingId::AttributeDamaged || finding.id == FindingId::LogCorrupt;
+        });
+    }
+
     // --- (3) our passes, (4) e2fsck, (5) what it did all the same --------------------------------
 
-    Result<RepairOutcome> pass(RepairRound round) {
+    Result<ProtectedSet> pass(RepairRound round) {
         const auto volume = A4_TRY(open(OpenFor::Write));
+        for (const std::string& notice : volume->notices()) talk_.say(notice);
+        if (volume->gate_completed())
+            judge({FindingId::GateMissing, "superblock", "in a copy"}, command_.mode, talk_);
+        corrected_ =
+            corrected_ || volume->gate_completed() || (writing() && !volume->notices().empty());
         RepairOutcome out = A4_TRY(repair(*volume, command_.mode, round, talk_));
-        if (out.changed) status_ |= kFsckCorrected;
-        if (out.stopped) end(kFsckUncorrected);
+        // The next run has to look again.
+        if (out.stopped && writing()) A4_CHECK(mark_damaged(*volume));
+        corrected_ = corrected_ || out.changed;
         left_ = out.left;
+        later_ = later_ || out.later;
+        log_is_broken_ = out.log_is_broken;
         released_.merge(out.released);
-        return out;
+        if (out.stopped) end(kFsckUncorrected);
+        return std::move(out.set);
+    }
+
+    Result<> mark_damaged(Volume& volume) {
+        ext2_super_block& super = *volume.fs()->super;
+        if ((super.s_state & EXT2_ERROR_FS) != 0) return {};
+        super.s_state |= EXT2_ERROR_FS;
+        A4_CHECK(write_primary_superblock(volume.fs(), volume.device()));
+        return device_.flush();
     }
 
     Result<> check_protected() {
         for (int attempt = 0; attempt < kAttempts; ++attempt) {
-            RepairOutcome out = A4_TRY(pass(RepairRound::First));
+            ProtectedSet set = A4_TRY(pass(RepairRound::First));
             if (ended_) return {};
-            for (const ext2_ino_t number : at_fault_) out.set = out.set.with_only_data_of(number);
-            const GuardedExit exit =
-                A4_TRY(run_e2fsck(check_arguments(e2fsck_, command_), out.set));
+            for (const ext2_ino_t number : at_fault_) set = set.with_only_data_of(number);
+            const GuardedExit exit = A4_TRY(run_e2fsck(check_arguments(e2fsck_, command_), set));
             if (exit.refused && !exit.interrupted) {
                 // It finds fault with what seems sound to us: then it may put that right, and we
                 // see to it that the file is where it was.
@@ -368,12 +456,8 @@ class Fsck {
                 continue;
             }
             take(exit);
-            if (!writing()) {
-                if (left_) status_ |= kFsckUncorrected;
-                return {};
-            }
-            A4_CHECK(put_back_changed(out.set));
-            return {};
+            if (!writing()) return {};
+            return put_back_changed(set);
         }
         talk_.say(
             "e2fsck wants to change what is protected, whatever is done about it: the volume "
@@ -397,15 +481,13 @@ class Fsck {
             const auto volume = A4_TRY(open(OpenFor::Write));
             A4_CHECK(put_back(*volume, set, changes));
         }
-        status_ |= kFsckCorrected;
+        corrected_ = true;
         if (ended_) return {};
         const GuardedExit exit = A4_TRY(run_e2fsck(check_arguments(e2fsck_, command_), set));
-        take(exit);
-        if (exit.refused || !A4_TRY(changed_files(set)).empty()) {
-            for (const FileChange& change : A4_TRY(changed_files(set)))
-                talk_.say(printable(change.text));
-            end(kFsckUncorrected);
-        }
+        if (!exit.refused) take(exit);
+        const auto again = A4_TRY(changed_files(set));
+        for (const FileChange& change : again) talk_.say(printable(change.text));
+        if (exit.refused || !again.empty()) end(kFsckUncorrected);
         return {};
     }
 
@@ -414,19 +496,18 @@ class Fsck {
     Result<> look_again() {
         if (!writing()) return {};
         // Nothing was wrong, and nothing has become so.
-        if (status_ == 0 && !left_ && !records_left_) return {};
+        if (!corrected_ && !left_ && !later_ && !records_left_ && e2fsck_status_ == 0) return {};
         last_ = true;
-        if (records_left_) {
-            A4_CHECK(replay_log());
-            if (ended_) return {};
-        }
+        if (records_left_) A4_CHECK(replay_log());
+        if (ended_) return {};
         {
             const auto volume = A4_TRY(open(OpenFor::Write));
             A4_CHECK(adopt_released(*volume));
-            A4_CHECK(complete(*volume));
         }
         A4_CHECK(pass(RepairRound::Last));
-        if (left_ || records_left_) status_ |= kFsckUncorrected;
+        if (ended_) return {};
+        if (log_given_up_ || log_is_broken_) A4_CHECK(make_log());
+        log_left_ = log_left_ || records_left_ || A4_TRY(log_is_lost());
         return {};
     }
 
@@ -443,24 +524,18 @@ class Fsck {
         return {};
     }
 
-    // A log that is gone gets a successor.
-    Result<> complete(Volume& volume) {
-        const CheckReport log = check_log(volume);
-        const bool lost = std::ranges::any_of(log.findings, [](const Finding& finding) {
-            return finding.id == FindingId::LogDamaged || finding.id == FindingId::AttributeDamaged;
-        });
-        if (!lost || !log_given_up_) return {};
+    // A log that is gone, or whose file can't be repaired, gets a successor.
+    Result<> make_log() {
+        if (!log_is_broken_ && !A4_TRY(log_is_lost())) return {};
+        const auto volume = A4_TRY(open(OpenFor::Write));
         EnableOptions options;
         options.replace_log = true;
-        if (volume.attr()) options.unit = volume.attr()->unit;
-        auto enabled = enable(volume, options);
-        if (enabled) {
-            talk_.say("it has a new redo log");
-            status_ |= kFsckCorrected;
-        } else {
-            talk_.say(enabled.error().message);
-            status_ |= kFsckUncorrected;
-        }
+        if (volume->attr()) options.unit = volume->attr()->unit;
+        auto enabled = enable(*volume, options);
+        if (!enabled && enabled.error().code == EIO) return fail(std::move(enabled).error());
+        talk_.say(enabled ? "it has a new redo log" : enabled.error().message);
+        corrected_ = corrected_ || enabled;
+        log_left_ = log_left_ || !enabled;
         return {};
     }
 
@@ -473,12 +548,18 @@ class Fsck {
     std::map<ext2_ino_t, Bytes> released_;
     std::optional<Refusal> refusal_;  // of e2fsck's last run
     std::set<ext2_ino_t> at_fault_;   // whose inode or tree it had to change
-    bool left_ = false;
-    bool records_left_ = false;
+    std::set<ext2_ino_t> damaged_;    // of live records, before e2fsck
+    bool corrected_ = false;
+    int e2fsck_status_ = 0;      // its last run
+    bool left_ = false;          // by our last pass
+    bool later_ = false;         // something was left to e2fsck
+    bool log_left_ = false;      // by the last look at the log
+    bool records_left_ = false;  // not replayed so far
     bool log_given_up_ = false;
+    bool log_is_broken_ = false;
     bool last_ = false;  // e2fsck has been there
     bool ended_ = false;
-    int status_ = 0;
+    int ended_status_ = 0;
 };
 
 enum class Kind { Plain, Atomic4 };
@@ -521,14 +602,20 @@ Result<Opened> open_device(const Context& context, const FsckCommand& command) {
 
 Result<int> run(const Context& context, const FsckCommand& command, const BecomeE2fsck& become) {
     const std::string e2fsck = A4_TRY(find_e2fsck());
+    // libext2fs takes what follows it for options: e2fsck would work on another file.
+    if (command.device.find('?') != std::string::npos)
+        return fail(EINVAL,
+                    "{}: e2fsck can't be given a name with a question mark: rename it, or "
+                    "use a symbolic link",
+                    command.device);
     Opened opened = A4_TRY(open_device(context, command));
     if (kind_of(*opened.device) == Kind::Plain) {
         opened.device.reset();
         return fail(become(e2fsck, command));
     }
+    A4_CHECK(FuseView::available());
     Terminal talk(context, command.mode == FsckMode::Preen ? command.device + ": " : "");
-    int status =
-        A4_TRY(Fsck(context, command, *opened.device, e2fsck, talk).run().context(command.device));
+    int status = Fsck(context, command, *opened.device, e2fsck, talk).run();
     if (opened.root && (status & kFsckCorrected) != 0) {
         talk.say("REBOOT SYSTEM");
         status |= kFsckReboot;

@@ -4,6 +4,7 @@
 #include <CLI/CLI.hpp>
 #include <iostream>
 
+#include "common/standard_streams.h"
 #include "common/usage.h"
 #include "fsck/e2fsck.h"
 #include "fsck/fsck.h"
@@ -31,6 +32,8 @@ int main_program(int argc, char** argv) {
     app.add_flag("-v", command.verbose, "be verbose");
     app.add_option("-C", command.progress, "write progress to this file descriptor")
         ->type_name("FD");
+    bool ignored = false;
+    app.add_flag("-r", ignored, "does nothing, as in e2fsck");
     app.add_flag("-V", version, "print the version, and e2fsck's");
     app.add_option("-b", command.superblock, "use this superblock copy")
         ->type_name("SUPERBLOCK")
@@ -85,6 +88,7 @@ int main_program(int argc, char** argv) {
 }  // namespace atomic4::tools
 
 int main(int argc, char** argv) {
+    atomic4::tools::reserve_standard_streams();
     // What throws here is the option library or the allocator: nothing of ours does.
     try {
         return atomic4::tools::main_program(argc, argv);
