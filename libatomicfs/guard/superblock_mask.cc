@@ -161,6 +161,11 @@ Result<SuperblockMask::Copy> SuperblockMask::put_back(const Place& place, const 
             ? super_in(old).s_feature_incompat & kFeatureIncompatNeedsReplay
             : 0;
     set_bits(down, kFeatureCompatAtomic4, needs_replay);
+    if (keep_mount_count_ && place.offset == kPrimary && has_magic(old)) {
+        super_in(down).s_mnt_count = super_in(old).s_mnt_count;
+        super_in(down).s_mtime = super_in(old).s_mtime;
+        super_in(down).s_mtime_hi = super_in(old).s_mtime_hi;
+    }
     if (has_checksum(super_in(down))) super_in(down).s_checksum = checksum_of(down);
     return down;
 }

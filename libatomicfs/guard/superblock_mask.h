@@ -36,6 +36,9 @@ class SuperblockMask final : public Device {
     // are looked for without one, are no ext4's. Which bits the volume has is asked of the device
     // at each write, except the gate: it is put in everywhere.
     static Result<std::unique_ptr<SuperblockMask>> make(Device& below);
+    // The primary keeps its mount count and time of mount, too: live records know by them that
+    // nobody has mounted the volume since (redo/replay.h), and e2fsck counts from 0 again.
+    void keep_mount_count() { keep_mount_count_ = true; }
 
     Result<> read(ByteOffset offset, std::span<std::byte> into) override;
     Result<> write(ByteOffset offset, std::span<const std::byte> from) override;
@@ -73,6 +76,7 @@ class SuperblockMask final : public Device {
     // Copies that tools see otherwise than what is on disk would show: half of an update.
     std::map<uint64_t, Copy> pending_;
     uint64_t writes_masked_ = 0;
+    bool keep_mount_count_ = false;
 };
 
 }  // namespace atomic4

@@ -3,7 +3,8 @@
 // The counterpart of e2fsck's pass 1D for the inode of the caller's choice: stock e2fsck always
 // clones for the inode with the lowest number (F9). What is there is copied; the inode switches
 // from its old extent tree to a new one at once (an indirect-mapped file has extents then), and
-// what it gave up is not freed: it is the other's, and e2fsck finds out what is nobody's.
+// what it gave up is not freed (its times don't change): it is the other's, and e2fsck finds out
+// what is nobody's.
 #pragma once
 
 #include <vector>

@@ -67,7 +67,9 @@ TEST_P(FsckDamage, ComesBackAsFarAsItCan) {
             EXPECT_EQ(run.status & ~0x2f, 0) << run.output;
             // What a newer atomic4 has made is left to it.
             const bool unknown = run.output.find("#32 ") != std::string::npos;
-            EXPECT_EQ(unknown, run.status == tools::kFsckOperational) << run.output;
+            if (unknown) {
+                EXPECT_EQ(run.status, tools::kFsckOperational) << run.output;
+            }
             if (stock_repairs && !unknown) {
                 EXPECT_EQ(run.status & ~tools::kFsckCorrected, 0) << run.output << "e2fsck alone:\n"
                                                                   << alone.output;

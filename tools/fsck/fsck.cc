@@ -127,7 +127,7 @@ class Fsck {
         }
         auto done = protected_steps();
         // Too damaged for us to say whose blocks are whose.
-        if (!done && done.error().code == EUCLEAN && !unprotected) {
+        if (!done && done.error().code != EIO && !unprotected) {
             talk_.say(done.error().message);
             A4_CHECK(check_unprotected());
             if (ended_ || !writing()) return {};
@@ -203,6 +203,7 @@ class Fsck {
             looking_.emplace(device_);
             masked = A4_TRY(SuperblockMask::make(*looking_));
         }
+        if (records_left_) masked->keep_mount_count();
         GuardedDevice guarded(*masked, set);
         const GuardedExit exit = A4_TRY(run_guarded(guarded, command_.device, arguments));
         if (writing()) A4_CHECK(device_.flush());
@@ -368,6 +369,9 @@ class Fsck {
                 if (!wants({FindingId::RecordOfDamagedFile, "redo log", file.error().message}))
                     return false;
             }
+            if (!file) continue;
+            const auto mapped = map_range(*volume, inode, file->inode, Lblk(0), kWholeFile);
+            if (!mapped && mapped.error().code == EUCLEAN) damaged_.insert(inode);
             inodes.insert(inode);
         }
         if (inodes.empty()) return true;
@@ -446,6 +450,13 @@ class Fsck {
         for (int attempt = 0; attempt < kAttempts; ++attempt) {
             ProtectedSet set = A4_TRY(pass(RepairRound::First));
             if (ended_) return {};
+            if (records_left_ && writing()) {
+                // Nobody may share blocks with their files any more; then layouts come, too.
+                A4_CHECK(replay_log());
+                if (ended_) return {};
+                if (!records_left_) set = A4_TRY(pass(RepairRound::First));
+                if (ended_) return {};
+            }
             for (const ext2_ino_t number : at_fault_) set = set.with_only_data_of(number);
             const GuardedExit exit = A4_TRY(run_e2fsck(check_arguments(e2fsck_, command_), set));
             if (exit.refused && !exit.interrupted) {
