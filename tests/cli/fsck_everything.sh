@@ -33,6 +33,8 @@ cp plain mnt/new/file
 client_pages write "$T/sock" mnt/db record >writer.out 2>&1 &
 WRITER=$!
 UNDO+=("kill -KILL $WRITER; wait $WRITER")
+under_way() { [ -e record ] && [ "$(tr -d '\0' <record | wc -c)" -gt 200 ]; }
+wait_for under_way
 # The power cut: what the disk has at a moment when records are live.
 live() {
     sync -f mnt
