@@ -8,7 +8,7 @@ packages="g++ cmake ninja-build ccache pkg-config e2fsprogs libext2fs-dev comerr
           libgtest-dev libgmock-dev liburing-dev libsystemd-dev mount util-linux procps strace
           libfuse3-dev xfsprogs btrfs-progs"
 if [ "${1:-}" = test ]; then
-    packages="$packages libbenchmark-dev acl attr systemd python3 jq fdisk libxml2-utils zsh mandoc clang-19 libclang-rt-19-dev clang-tidy-19 clang-format-19 git"
+    packages="$packages libbenchmark-dev acl attr systemd python3 jq xz-utils fdisk libxml2-utils zsh mandoc clang-19 libclang-rt-19-dev clang-tidy-19 clang-format-19 git"
 fi
 
 missing=
