@@ -190,13 +190,14 @@ bool is_volumes_own(ext2_filsys fs, ext2_ino_t number) {
            number == super.s_orphan_file_inum;
 }
 
-Result<SharingReport> find_shared_blocks(Volume& volume, const std::vector<ProtectedFile>& intact,
+Result<SharingReport> find_shared_blocks(Volume& volume, InodeClaims& claims,
+                                         const std::vector<ProtectedFile>& intact,
                                          const std::set<ext2_ino_t>& broken,
                                          const std::set<ext2_ino_t>& orphans) {
     SharingReport report;
     Sharing sharing(volume, broken);
     sharing.own(intact);
-    A4_CHECK(for_each_claiming_inode(volume, [&](const ClaimingInode& inode) {
+    A4_CHECK(claims.for_each([&](const ClaimingInode& inode) {
         if (has_wrong_type(volume.fs(), inode.number, inode.inode))
             report.wrong_type.push_back(inode.number);
         if (has_lost_its_links(volume, inode.number, inode.inode, orphans))

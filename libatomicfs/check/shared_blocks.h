@@ -39,7 +39,8 @@ struct SharingReport {
 };
 
 // intact, broken: the atomic files; orphans: of the volume (ext4/orphans.h).
-Result<SharingReport> find_shared_blocks(Volume& volume, const std::vector<ProtectedFile>& intact,
+Result<SharingReport> find_shared_blocks(Volume& volume, InodeClaims& claims,
+                                         const std::vector<ProtectedFile>& intact,
                                          const std::set<ext2_ino_t>& broken,
                                          const std::set<ext2_ino_t>& orphans);
 

@@ -53,6 +53,11 @@ FindingId finding_of(UnitFault fault) {
     return FindingId::InodeDamaged;
 }
 
+bool is_atomic(const ext2_inode& inode) {
+    return inode.i_links_count != 0 && LINUX_S_ISREG(inode.i_mode) &&
+           (inode.i_flags & kInodeFlagAtomic) != 0;
+}
+
 class Checker {
   public:
     Checker(Volume& volume, CheckReport& report) : volume_(volume), report_(report) {}
@@ -155,9 +160,9 @@ class Checker {
     }
 
     // The whole volume's: whom the blocks of atomic files belong to besides.
-    Result<> check_sharing(const std::set<ext2_ino_t>& broken) {
+    Result<> check_sharing(InodeClaims& claims, const std::set<ext2_ino_t>& broken) {
         SharingReport sharing =
-            A4_TRY(find_shared_blocks(volume_, report_.intact, broken, orphans_));
+            A4_TRY(find_shared_blocks(volume_, claims, report_.intact, broken, orphans_));
         for (const SharedBlocks& shared : sharing.shared) {
             const FindingId id = shared.own      ? FindingId::BlocksAreMetadata
                                  : shared.atomic ? FindingId::AtomicGivesWay
@@ -296,20 +301,31 @@ class Checker {
     Result<> check_in_use(const FileState& file) {
         uint64_t free_blocks = 0;
         std::optional<Pblk> first_free;
+        ext2_filsys fs = volume_.fs();
         for (const Mapping& mapping :
              A4_TRY(map_range(volume_, file.number, file.inode, Lblk(0), kWholeFile))) {
             if (mapping.state == MapState::Hole) continue;
-            for (uint64_t i = 0; i < mapping.length.value(); ++i) {
-                const uint64_t block = mapping.pblk.value() + i;
-                const dgrp_t group = ext2fs_group_of_blk2(volume_.fs(), block);
-                if (group != group_ || !bits_) {
-                    bits_ = A4_TRY(volume_.block_bitmaps().get(group));
-                    group_ = group;
+            const uint64_t end = (mapping.pblk + mapping.length).value();
+            for (uint64_t block = mapping.pblk.value(); block < end;) {
+                const dgrp_t group = ext2fs_group_of_blk2(fs, block);
+                const uint64_t last =
+                    std::min<uint64_t>(end - 1, ext2fs_group_last_block2(fs, group));
+                const auto bits = A4_TRY(volume_.block_bitmaps().get(group));
+                const uint32_t stop = volume_.block_bitmaps().bit_of(last) + 1;
+                for (uint32_t bit = volume_.block_bitmaps().bit_of(block); bit < stop;) {
+                    if (bit % 8 == 0 && (*bits)[bit / 8] == 0xff) {
+                        bit += 8;
+                        continue;
+                    }
+                    if (((*bits)[bit / 8] >> (bit % 8) & 1) == 0) {
+                        const Pblk at(
+                            std::max(volume_.block_bitmaps().block_of(group, bit), block));
+                        if (!first_free) first_free = at;
+                        free_blocks += static_cast<uint64_t>(EXT2FS_CLUSTER_RATIO(fs));
+                    }
+                    ++bit;
                 }
-                const uint32_t bit = volume_.block_bitmaps().bit_of(block);
-                if (((*bits_)[bit / 8] >> (bit % 8) & 1) != 0) continue;
-                if (!first_free) first_free = Pblk(block);
-                ++free_blocks;
+                block = last + 1;
             }
         }
         if (first_free) {
@@ -323,8 +339,6 @@ class Checker {
     CheckReport& report_;
     std::set<ext2_ino_t> orphans_;
     bool log_in_order_ = false;  // it can be read
-    dgrp_t group_ = 0;
-    std::shared_ptr<const GroupBitmaps::Bits> bits_;
 };
 
 }  // namespace
@@ -357,7 +371,14 @@ Result<CheckReport> check_volume(Volume& volume) {
     A4_CHECK(checker.check_gate());
     checker.check_log();
     std::vector<ext2_ino_t> damaged;
-    const auto inodes = A4_TRY(find_atomic_inodes(volume, &damaged));
+    std::vector<ext2_ino_t> inodes;
+    InodeClaims claims(volume);
+    A4_CHECK(claims.for_each([&](const ClaimingInode& inode) {
+        if (!inode.checksum_ok)
+            damaged.push_back(inode.number);
+        else if (is_atomic(inode.inode))
+            inodes.push_back(inode.number);
+    }));
     for (const ext2_ino_t inode : damaged) {
         checker.add(FindingId::InodeUnreadable, inode,
                     fmt::format("inode {}: the volume needs e2fsck", inode));
@@ -372,7 +393,7 @@ Result<CheckReport> check_volume(Volume& volume) {
             A4_CHECK(checker.copy_intact(inode));
         if (report.intact.size() == before) broken.insert(inode);
     }
-    A4_CHECK(checker.check_sharing(broken));
+    A4_CHECK(checker.check_sharing(claims, broken));
     A4_CHECK(checker.name_files());
     return report;
 }

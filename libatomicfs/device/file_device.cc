@@ -100,9 +100,9 @@ Result<std::unique_ptr<FileDevice>> FileDevice::open(const std::string& path,
     flags |= options.access == Access::ReadWrite ? O_RDWR : O_RDONLY;
     if (options.exclusive && options.access == Access::ReadWrite && S_ISBLK(before.st_mode))
         flags |= O_EXCL;
-    bool direct = true;
-    UniqueFd fd(::open(path.c_str(), flags | O_DIRECT));
-    if (!fd && errno == EINVAL) {
+    bool direct = options.direct;
+    UniqueFd fd(::open(path.c_str(), direct ? flags | O_DIRECT : flags));
+    if (!fd && direct && errno == EINVAL) {
         direct = false;
         fd.reset(::open(path.c_str(), flags));
     }

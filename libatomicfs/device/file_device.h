@@ -40,6 +40,9 @@ struct FileDeviceOptions {
     // flock: exclusive for ReadWrite, shared for ReadOnly, without waiting (EBUSY). For ReadWrite
     // also O_EXCL on a block device.
     bool exclusive = true;
+    // False: through the page cache from the beginning, for those who read the same again and
+    // again. Durable writes are durable all the same; nothing is atomic.
+    bool direct = true;
 };
 
 class FileDevice final : public Device {

@@ -139,22 +139,71 @@ bool in_use(ext2_filsys fs, ext2_ino_t number, const ext2_inode& inode) {
 Result<> for_each_claiming_inode(Volume& volume, const OnInode& visit) {
     constexpr int kBufferBlocks = 128;
     ext2_filsys fs = volume.fs();
-    const ChecksumsIgnored ignored(fs);
     ext2_inode_scan raw = nullptr;
     A4_CHECK(check_errcode(ext2fs_open_inode_scan(fs, kBufferBlocks, &raw), "inode scan"));
     const std::unique_ptr<ext2_struct_inode_scan, FreeScan> scan(raw);
     ext2_inode inode{};
     ClaimingInode claiming{0, inode, {}};
     for (;;) {
-        A4_CHECK(check_errcode(ext2fs_get_next_inode(raw, &claiming.number, &inode), "inode scan"));
+        const errcode_t code = ext2fs_get_next_inode(raw, &claiming.number, &inode);
+        // It has been read all the same, and the scan stands behind it.
+        claiming.checksum_ok = code != EXT2_ET_INODE_CSUM_INVALID;
+        if (claiming.checksum_ok) A4_CHECK(check_errcode(code, "inode scan"));
         if (claiming.number == 0) return {};
-        if (!in_use(fs, claiming.number, inode)) continue;
+        const bool used = in_use(fs, claiming.number, inode);
         claiming.claims.clear();
-        claiming.readable = add_mapping(fs, claiming.number, inode, claiming.claims);
-        if (const uint64_t block = ext2fs_file_acl_block(fs, &inode); block != 0)
-            claiming.claims.push_back({Kind::Xattrs, Lblk(0), {Pblk(block), Blocks(1)}});
-        if (!claiming.claims.empty() || !claiming.readable) visit(claiming);
+        claiming.readable = true;
+        if (used) {
+            const ChecksumsIgnored ignored(fs);
+            claiming.readable = add_mapping(fs, claiming.number, inode, claiming.claims);
+            if (const uint64_t block = ext2fs_file_acl_block(fs, &inode); block != 0)
+                claiming.claims.push_back({Kind::Xattrs, Lblk(0), {Pblk(block), Blocks(1)}});
+        }
+        const bool marked = used && (inode.i_flags & kInodeFlagAtomic) != 0;
+        if (!claiming.claims.empty() || !claiming.readable || !claiming.checksum_ok || marked)
+            visit(claiming);
     }
+}
+
+bool InodeClaims::keep(const ClaimingInode& inode) {
+    constexpr size_t kMost = (size_t{32} << 20) / sizeof(BlockClaim);
+    if (claims_.size() + inode.claims.size() > kMost || kept_.size() == kMost) {
+        kept_ = {};
+        claims_ = {};
+        return false;
+    }
+    claims_.insert(claims_.end(), inode.claims.begin(), inode.claims.end());
+    kept_.push_back({inode.number, inode.inode.i_flags, inode.inode.i_mode,
+                     inode.inode.i_links_count, inode.readable, inode.checksum_ok, claims_.size()});
+    return true;
+}
+
+Result<> InodeClaims::for_each(const OnInode& visit) {
+    if (!kept_all_) {
+        bool keeping = true;
+        A4_CHECK(for_each_claiming_inode(volume_, [&](const ClaimingInode& inode) {
+            keeping = keeping && keep(inode);
+            visit(inode);
+        }));
+        kept_all_ = keeping;
+        return {};
+    }
+    ext2_inode inode{};
+    ClaimingInode claiming{0, inode, {}};
+    size_t begin = 0;
+    for (const Kept& kept : kept_) {
+        claiming.number = kept.number;
+        inode.i_flags = kept.flags;
+        inode.i_mode = kept.mode;
+        inode.i_links_count = kept.links;
+        claiming.readable = kept.readable;
+        claiming.checksum_ok = kept.checksum_ok;
+        claiming.claims.assign(claims_.begin() + static_cast<std::ptrdiff_t>(begin),
+                               claims_.begin() + static_cast<std::ptrdiff_t>(kept.end));
+        begin = kept.end;
+        visit(claiming);
+    }
+    return {};
 }
 
 std::vector<BlockClaim> claims_of(Volume& volume, ext2_ino_t number) {

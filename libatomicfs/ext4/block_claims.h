@@ -31,13 +31,40 @@ struct ClaimingInode {
     ext2_ino_t number = 0;
     const ext2_inode& inode;
     std::vector<BlockClaim> claims;
-    bool readable = true;  // to its end
+    bool readable = true;     // to its end
+    bool checksum_ok = true;  // of the inode itself
 };
 
-// Of each inode that is in use and claims blocks, in order.
+// Of each inode that is in use and claims blocks, or is marked as atomic, or has a wrong checksum;
+// in order.
 using OnInode = std::function<void(const ClaimingInode&)>;
 // EUCLEAN: an inode table is not where it can be.
 Result<> for_each_claiming_inode(Volume& volume, const OnInode& visit);
+
+// The same for those who need it twice. What the first time found is kept, as far as a few dozen
+// MiB go (of the inodes: mode, flags and links), and else looked for again.
+class InodeClaims {
+  public:
+    explicit InodeClaims(Volume& volume) : volume_(volume) {}
+    Result<> for_each(const OnInode& visit);
+
+  private:
+    struct Kept {
+        ext2_ino_t number;
+        uint32_t flags;
+        uint16_t mode;
+        uint16_t links;
+        bool readable;
+        bool checksum_ok;
+        size_t end;  // of its claims
+    };
+    bool keep(const ClaimingInode& inode);
+
+    Volume& volume_;
+    bool kept_all_ = false;
+    std::vector<Kept> kept_;
+    std::vector<BlockClaim> claims_;
+};
 
 // Of one inode, as it stands.
 std::vector<BlockClaim> claims_of(Volume& volume, ext2_ino_t number);

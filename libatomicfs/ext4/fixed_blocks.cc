@@ -1,14 +1,27 @@
 #include "ext4/fixed_blocks.h"
 
+#include <array>
+
 namespace atomic4 {
 
 void FixedBlocks::build() {
+    // With flex_bg those of many groups lie side by side, kind by kind: what continues one of the
+    // last few becomes one with it, and little is left to sort.
+    std::array<Ranges, 6> kinds;
+    size_t next = 0;
+    for (dgrp_t group = 0; group < fs_->group_desc_count; ++group) {
+        for_each_fixed_run(fs_, group, [&](uint64_t first, uint64_t count) {
+            if (count == 0) return;
+            for (Ranges& ranges : kinds) {
+                if (ranges.empty() || ranges.back().second != first) continue;
+                ranges.back().second += count;
+                return;
+            }
+            kinds[next++ % kinds.size()].emplace_back(first, first + count);
+        });
+    }
     Ranges all;
-    const auto add = [&](uint64_t first, uint64_t count) {
-        if (count > 0) all.emplace_back(first, first + count);
-    };
-    for (dgrp_t group = 0; group < fs_->group_desc_count; ++group)
-        for_each_fixed_run(fs_, group, add);
+    for (const Ranges& ranges : kinds) all.insert(all.end(), ranges.begin(), ranges.end());
     std::ranges::sort(all);
     for (const auto& range : all) {
         if (!ranges_.empty() && range.first <= ranges_.back().second)

@@ -10,16 +10,31 @@
 
 namespace atomic4::tools {
 
-Result<std::unique_ptr<Device>> open_real_device(const std::string& path, Access access,
-                                                 Sharing sharing) {
+namespace {
+
+Result<std::unique_ptr<Device>> open_file_device(const std::string& path, Access access,
+                                                 Sharing sharing, bool direct) {
     FileDeviceOptions options;
     options.access = access;
     options.exclusive = sharing == Sharing::Exclusive;
+    options.direct = direct;
     if (sharing == Sharing::Exclusive) A4_CHECK(refuse_if_in_use(path));
     std::unique_ptr<Device> device = A4_TRY(FileDevice::open(path, options));
     // Between the first look and the lock somebody may have come.
     if (sharing == Sharing::Exclusive) A4_CHECK(refuse_if_in_use(path));
     return device;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Device>> open_real_device(const std::string& path, Access access,
+                                                 Sharing sharing) {
+    return open_file_device(path, access, sharing, true);
+}
+
+Result<std::unique_ptr<Device>> open_real_device_buffered(const std::string& path, Access access,
+                                                          Sharing sharing) {
+    return open_file_device(path, access, sharing, false);
 }
 
 namespace {

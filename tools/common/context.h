@@ -35,6 +35,10 @@ struct Context {
 Result<std::unique_ptr<Device>> open_real_device(const std::string& path, Access access,
                                                  Sharing sharing);
 
+// The same, but through the page cache.
+Result<std::unique_ptr<Device>> open_real_device_buffered(const std::string& path, Access access,
+                                                          Sharing sharing);
+
 // A program's Context: stdout, and warnings as "NAME: warning: …" on stderr.
 Context program_context(const std::string& name);
 // "NAME: message" on stderr.

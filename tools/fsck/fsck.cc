@@ -409,11 +409,11 @@ class Fsck {
         return {};
     }
 
+    // Not even what comes before the damage can be read.
     Result<bool> log_is_lost() {
         const CheckReport report = A4_TRY(look_at_log());
         return std::ranges::any_of(report.findings, [](const Finding& finding) {
-            return finding.id == FindingId::LogDamaged ||
-                   finding.id == FindingId::AttributeDamaged || finding.id == FindingId::LogCorrupt;
+            return finding.id == FindingId::LogDamaged || finding.id == FindingId::AttributeDamaged;
         });
     }
 
@@ -535,13 +535,26 @@ class Fsck {
         return {};
     }
 
+    // As large as it was, if that can be told.
+    static std::optional<Bytes> size_of_log(Volume& volume) {
+        const auto file = read_file(volume, volume.attr()->log_inode);
+        EnableOptions as_it_was;
+        if (file) as_it_was.log_size = file->size;
+        const Bytes all(ext2fs_blocks_count(volume.fs()->super) * volume.block_size().value());
+        if (!file || !plan_enable(volume.block_size(), all, as_it_was)) return std::nullopt;
+        return file->size;
+    }
+
     // A log that is gone, or whose file can't be repaired, gets a successor.
     Result<> make_log() {
         if (!log_is_broken_ && !A4_TRY(log_is_lost())) return {};
         const auto volume = A4_TRY(open(OpenFor::Write));
         EnableOptions options;
         options.replace_log = true;
-        if (volume->attr()) options.unit = volume->attr()->unit;
+        if (volume->attr()) {
+            options.unit = volume->attr()->unit;
+            options.log_size = size_of_log(*volume);
+        }
         auto enabled = enable(*volume, options);
         if (!enabled && enabled.error().code == EIO) return fail(std::move(enabled).error());
         talk_.say(enabled ? "it has a new redo log" : enabled.error().message);

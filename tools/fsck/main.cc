@@ -70,7 +70,9 @@ int main_program(int argc, char** argv) {
                    : no  ? FsckMode::No
                    : yes ? FsckMode::Yes
                          : FsckMode::Ask;
-    const Context context = program_context(kName);
+    Context context = program_context(kName);
+    // Our passes and e2fsck read the same.
+    context.open_device = open_real_device_buffered;
     if (command.mode == FsckMode::Ask && (::isatty(0) == 0 || ::isatty(1) == 0)) {
         report_error(kName, Error{ENOTTY, "needs a terminal to ask questions: -p, -n or -y"});
         return kFsckOperational;
