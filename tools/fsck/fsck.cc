@@ -4,6 +4,7 @@
 #include <array>
 #include <cstring>
 #include <ctime>
+#include <future>
 #include <iostream>
 #include <set>
 
@@ -93,12 +94,12 @@ bool is_due(const ext2_super_block& super) {
 
 class Fsck {
   public:
-    Fsck(const Context& context, const FsckCommand& command, Device& device, std::string e2fsck,
-         FsckTalk& talk)
+    Fsck(const Context& context, const FsckCommand& command, Device& device,
+         std::future<Result<std::string>>& e2fsck, FsckTalk& talk)
         : context_(context),
           command_(command),
           device_(device),
-          e2fsck_(std::move(e2fsck)),
+          looking_for_e2fsck_(e2fsck),
           talk_(talk) {}
 
     // fsck(8)'s exit status, without the reboot. An error is said, and part of it.
@@ -117,6 +118,8 @@ class Fsck {
   private:
     Result<> steps() {
         if (is_clean()) return {};
+        // Before anything is changed; for those who only look it goes on beside.
+        if (writing()) A4_CHECK(find());
         A4_CHECK(replay_journal());
         if (ended_) return {};
         bool unprotected = false;
@@ -142,6 +145,11 @@ class Fsck {
         A4_CHECK(replay_log());
         if (ended_) return {};
         return check_protected();
+    }
+
+    Result<> find() {
+        if (e2fsck_.empty()) e2fsck_ = A4_TRY(looking_for_e2fsck_.get());
+        return {};
     }
 
     bool writing() const { return command_.mode != FsckMode::No; }
@@ -193,8 +201,9 @@ class Fsck {
 
     // --- e2fsck ----------------------------------------------------------------------------------
 
-    Result<GuardedExit> run_e2fsck(const std::vector<std::string>& arguments,
-                                   const ProtectedSet& set) {
+    using Arguments = std::vector<std::string> (*)(const std::string&, const FsckCommand&);
+    Result<GuardedExit> run_e2fsck(Arguments arguments, const ProtectedSet& set) {
+        A4_CHECK(find());
         context_.out.flush();
         std::unique_ptr<SuperblockMask> masked;
         if (writing()) {
@@ -205,7 +214,8 @@ class Fsck {
         }
         if (records_left_) masked->keep_mount_count();
         GuardedDevice guarded(*masked, set);
-        const GuardedExit exit = A4_TRY(run_guarded(guarded, command_.device, arguments));
+        const GuardedExit exit =
+            A4_TRY(run_guarded(guarded, command_.device, arguments(e2fsck_, command_)));
         if (writing()) A4_CHECK(device_.flush());
         refusal_.reset();
         if (!guarded.refusals().empty()) refusal_ = guarded.refusals().front();
@@ -235,8 +245,7 @@ class Fsck {
             talk_.say("its journal needs recovery: what is checked is the state before that");
             return {};
         }
-        const GuardedExit exit =
-            A4_TRY(run_e2fsck(journal_only_arguments(e2fsck_, command_), ProtectedSet()));
+        const GuardedExit exit = A4_TRY(run_e2fsck(journal_only_arguments, ProtectedSet()));
         if (exit.interrupted || exit.signal != 0) {
             take(exit);
             return {};
@@ -260,7 +269,7 @@ class Fsck {
             return {};
         }
         talk_.say("as it is, its atomic files can't be protected: e2fsck goes first");
-        take(A4_TRY(run_e2fsck(check_arguments(e2fsck_, command_), ProtectedSet())));
+        take(A4_TRY(run_e2fsck(check_arguments, ProtectedSet())));
         if (!ended_ && writing() && !openable()) end(kFsckUncorrected);
         return {};
     }
@@ -458,7 +467,7 @@ class Fsck {
                 if (ended_) return {};
             }
             for (const ext2_ino_t number : at_fault_) set = set.with_only_data_of(number);
-            const GuardedExit exit = A4_TRY(run_e2fsck(check_arguments(e2fsck_, command_), set));
+            const GuardedExit exit = A4_TRY(run_e2fsck(check_arguments, set));
             if (exit.refused && !exit.interrupted) {
                 // It finds fault with what seems sound to us: then it may put that right, and we
                 // see to it that the file is where it was.
@@ -494,7 +503,7 @@ class Fsck {
         }
         corrected_ = true;
         if (ended_) return {};
-        const GuardedExit exit = A4_TRY(run_e2fsck(check_arguments(e2fsck_, command_), set));
+        const GuardedExit exit = A4_TRY(run_e2fsck(check_arguments, set));
         if (!exit.refused) take(exit);
         const auto again = A4_TRY(changed_files(set));
         for (const FileChange& change : again) talk_.say(printable(change.text));
@@ -566,6 +575,7 @@ class Fsck {
     const Context& context_;
     const FsckCommand& command_;
     Device& device_;
+    std::future<Result<std::string>>& looking_for_e2fsck_;
     std::string e2fsck_;
     FsckTalk& talk_;
     std::optional<ReadOnlyDevice> looking_;
@@ -625,7 +635,8 @@ Result<Opened> open_device(const Context& context, const FsckCommand& command) {
 }  // namespace
 
 Result<int> run(const Context& context, const FsckCommand& command, const BecomeE2fsck& become) {
-    const std::string e2fsck = A4_TRY(find_e2fsck());
+    // Asking it for its version takes as long as much of the rest.
+    std::future<Result<std::string>> e2fsck = std::async(std::launch::async, find_e2fsck);
     // libext2fs takes what follows it for options: e2fsck would work on another file.
     if (command.device.find('?') != std::string::npos)
         return fail(EINVAL,
@@ -635,7 +646,7 @@ Result<int> run(const Context& context, const FsckCommand& command, const Become
     Opened opened = A4_TRY(open_device(context, command));
     if (kind_of(*opened.device) == Kind::Plain) {
         opened.device.reset();
-        return fail(become(e2fsck, command));
+        return fail(become(A4_TRY(e2fsck.get()), command));
     }
     A4_CHECK(FuseView::available());
     Terminal talk(context, command.mode == FsckMode::Preen ? command.device + ": " : "");
