@@ -4,11 +4,12 @@
 . "$(dirname "$0")/lib.sh"
 
 completions=$ATOMIC4_SOURCE/packaging/completions
-programs='atomic4ctl atomic4d mkfs.atomic4 mount.atomic4 umount.atomic4'
+programs='atomic4ctl atomic4d mkfs.atomic4 fsck.atomic4 mount.atomic4 umount.atomic4'
 
 # What the program itself says.
 help_options() {
-    "$@" --help | grep -oE '^  (-[a-zA-Z]|--[a-z-]+)(,--[a-z-]+)?' | grep -oE -- '-[a-zA-Z]\b|--[a-z-]+'
+    # -p and -a of fsck.atomic4 are one.
+    "$@" --help | sed 's/^  -p,-a /  -p\n  -a /' | grep -oE '^  (-[a-zA-Z]|--[a-z-]+)(,--[a-z-]+)?' | grep -oE -- '-[a-zA-Z]\b|--[a-z-]+'
 }
 usage_options() { # of mount helpers: "[-sfnrvw] [-N NAMESPACE]"
     "$1" --help 2>&1 | grep -oE '\[-[a-zA-Z]+' | tr -d '[-' | grep -o . | sed 's/^/-/'

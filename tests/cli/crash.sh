@@ -165,7 +165,7 @@ log_offset=$(debugfs -R 'blocks /.atomic4/log' base.img 2>/dev/null | awk '{ pri
 head -c 4096 /dev/urandom >noise
 patch vol.img "$log_offset" noise
 expect_status 1 atomic4ctl -d vol.img --json check
-json_holds '.findings | map(.number) | index(13) != null'
+json_holds '.findings | map(.number) | index(30) != null'
 expect_ok atomic4ctl recover vol.img
 kernel_roundtrip vol.img db=new
 copy_image crashed.img vol.img

@@ -50,7 +50,7 @@ TEST(BlockClaims, EveryBlockHasItsOwner) {
                                          "write /etc/services d/b", "symlink d/s a"};
     for (const std::vector<std::string>& options : {std::vector<std::string>{"-b", "1024"},
                                                     {"-b", "4096"},
-                                                    {"-b", "1024", "-O", "^extent,^64bit"},
+                                                    {"-b", "1024", "-O", "^resize_inode"},
                                                     {"-b", "1024", "-O", "^flex_bg"}}) {
         SCOPED_TRACE(testing::PrintToString(options));
         expect_complete(debugfs(make_ext4(32 << 20, options), files));
