@@ -15,6 +15,7 @@
 #include <fstream>
 #include <iostream>
 
+#include "base/standard_streams.h"
 #include "client/default_socket.h"
 #include "daemon/capabilities.h"
 #include "daemon/detach.h"
@@ -286,6 +287,7 @@ int main_program(int argc, char** argv) {
 }  // namespace atomic4
 
 int main(int argc, char** argv) {
+    atomic4::reserve_standard_streams();
     // What throws here is the allocator: nothing of ours does.
     try {
         return atomic4::main_program(argc, argv);

@@ -4,7 +4,7 @@
 #include <CLI/CLI.hpp>
 #include <iostream>
 
-#include "common/standard_streams.h"
+#include "base/standard_streams.h"
 #include "common/usage.h"
 #include "fsck/e2fsck.h"
 #include "fsck/fsck.h"
@@ -90,7 +90,7 @@ int main_program(int argc, char** argv) {
 }  // namespace atomic4::tools
 
 int main(int argc, char** argv) {
-    atomic4::tools::reserve_standard_streams();
+    atomic4::reserve_standard_streams();
     // What throws here is the option library or the allocator: nothing of ours does.
     try {
         return atomic4::tools::main_program(argc, argv);

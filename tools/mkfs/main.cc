@@ -3,7 +3,7 @@
 #include <iostream>
 
 #include "base/size_parse.h"
-#include "common/standard_streams.h"
+#include "base/standard_streams.h"
 #include "common/usage.h"
 #include "mkfs/mkfs.h"
 
@@ -103,7 +103,7 @@ int main_program(int argc, char** argv) {
 }  // namespace atomic4::tools
 
 int main(int argc, char** argv) {
-    atomic4::tools::reserve_standard_streams();
+    atomic4::reserve_standard_streams();
     // What throws here is the option library or the allocator: nothing of ours does.
     try {
         return atomic4::tools::main_program(argc, argv);

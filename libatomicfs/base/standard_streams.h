@@ -1,11 +1,11 @@
-// Standard input, output and error, if they are closed: a device that is opened next would take
+// Standard input, output and error, where they are closed: a device that is opened next would take
 // their place, and what is printed would be written over it.
 #pragma once
 
 #include <fcntl.h>
 #include <unistd.h>
 
-namespace atomic4::tools {
+namespace atomic4 {
 
 // To be called before anything is opened. Ends the program if it can't be done.
 inline void reserve_standard_streams() {
@@ -19,4 +19,4 @@ inline void reserve_standard_streams() {
     }
 }
 
-}  // namespace atomic4::tools
+}  // namespace atomic4
