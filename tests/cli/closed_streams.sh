@@ -41,3 +41,7 @@ expect_ok atomic4ctl --socket "$T/sock" write /db --offset 0 --from db
 kill $DAEMON
 wait $DAEMON
 superblock_is_sound
+for closed in '<&-' '>&-' '<&- >&- 2>&-'; do
+    eval "fsck.atomic4 -fy $vol $closed" 2>/dev/null || die "fsck.atomic4 $closed"
+    superblock_is_sound
+done
