@@ -176,7 +176,8 @@ bool has_wrong_type(ext2_filsys fs, ext2_ino_t number, const ext2_inode& inode) 
 // With the journal its deletion would be known.
 bool has_lost_its_links(Volume& volume, ext2_ino_t number, const ext2_inode& inode,
                         const std::set<ext2_ino_t>& orphans) {
-    return inode.i_links_count == 0 && number >= EXT2_FIRST_INODE(volume.fs()->super) &&
+    return inode.i_links_count == 0 && LINUX_S_ISREG(inode.i_mode) &&
+           number >= EXT2_FIRST_INODE(volume.fs()->super) &&
            ext2fs_has_feature_journal(volume.fs()->super) && !orphans.contains(number);
 }
 
@@ -200,7 +201,7 @@ Result<SharingReport> find_shared_blocks(Volume& volume, InodeClaims& claims,
     A4_CHECK(claims.for_each([&](const ClaimingInode& inode) {
         if (has_wrong_type(volume.fs(), inode.number, inode.inode))
             report.wrong_type.push_back(inode.number);
-        if (has_lost_its_links(volume, inode.number, inode.inode, orphans))
+        if (inode.checksum_ok && has_lost_its_links(volume, inode.number, inode.inode, orphans))
             report.no_links.push_back(inode.number);
         sharing.look_at(inode);
     }));

@@ -374,9 +374,9 @@ Result<CheckReport> check_volume(Volume& volume) {
     std::vector<ext2_ino_t> inodes;
     InodeClaims claims(volume);
     A4_CHECK(claims.for_each([&](const ClaimingInode& inode) {
-        if (!inode.checksum_ok)
+        if (!inode.checksum_ok && inode.inode.i_links_count != 0)
             damaged.push_back(inode.number);
-        else if (is_atomic(inode.inode))
+        else if (inode.checksum_ok && is_atomic(inode.inode))
             inodes.push_back(inode.number);
     }));
     for (const ext2_ino_t inode : damaged) {

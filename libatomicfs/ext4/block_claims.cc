@@ -129,10 +129,11 @@ bool add_mapping(ext2_filsys fs, ext2_ino_t number, ext2_inode& inode,
     return !by_mode || add_indirect(fs, number, claims);
 }
 
-// As e2fsck takes it; and an atomic one that was not deleted.
-bool in_use(ext2_filsys fs, ext2_ino_t number, const ext2_inode& inode) {
+// As e2fsck takes it; and an atomic one that was not deleted, if that can be believed.
+bool in_use(ext2_filsys fs, ext2_ino_t number, const ext2_inode& inode, bool checksum_ok) {
     if (inode.i_links_count != 0) return true;
-    if ((inode.i_flags & kInodeFlagAtomic) != 0 && inode.i_dtime == 0 && inode.i_mode != 0)
+    if ((inode.i_flags & kInodeFlagAtomic) != 0 && inode.i_dtime == 0 &&
+        LINUX_S_ISREG(inode.i_mode) && checksum_ok)
         return true;
     return number < EXT2_FIRST_INODE(fs->super) && inode.i_dtime == 0 && inode.i_blocks != 0;
 }
@@ -194,7 +195,7 @@ Result<> for_each_claiming_inode(Volume& volume, const OnInode& visit) {
         std::memcpy(&inode, full.data(), sizeof inode);
         // One that was never used has none.
         claiming.checksum_ok = checksum_is_right(fs, claiming.number, full) || is_all_zero(full);
-        const bool used = in_use(fs, claiming.number, inode);
+        const bool used = in_use(fs, claiming.number, inode, claiming.checksum_ok);
         claiming.claims.clear();
         claiming.readable = true;
         if (used) {

@@ -74,29 +74,45 @@ pid_t only_child_of(pid_t parent) {
     return child;
 }
 
+// fsck.atomic4 -fy as a process of its own, on a file that has the image.
+pid_t start_on(const DirtyVolume& dirty, const std::string& path) {
+    std::ofstream(path, std::ios::binary)
+        .write(reinterpret_cast<const char*>(dirty.image.data()),
+               static_cast<std::streamsize>(dirty.image.size()));
+    const pid_t fsck = ::fork();
+    if (fsck != 0) return fsck;
+    const std::string program = our_program("fsck.atomic4");
+    if (std::freopen("/dev/null", "w", stdout) == nullptr ||
+        std::freopen("/dev/null", "w", stderr) == nullptr)
+        ::_exit(126);
+    ::execl(program.c_str(), "fsck.atomic4", "-fy", path.c_str(), nullptr);
+    ::_exit(127);
+}
+
+// So that moments lie within it. At most a second: nanosleep(2) takes no more of these.
+long nanoseconds_of_a_run(const DirtyVolume& dirty, const std::string& path) {
+    timespec begin{};
+    timespec end{};
+    ::clock_gettime(CLOCK_MONOTONIC, &begin);
+    ::waitpid(start_on(dirty, path), nullptr, 0);
+    ::clock_gettime(CLOCK_MONOTONIC, &end);
+    const long whole = (end.tv_sec - begin.tv_sec) * 1'000'000'000 + end.tv_nsec - begin.tv_nsec;
+    return std::clamp(whole, 1'000'000L, 999'999'999L);
+}
+
 TEST_P(FsckCrash, KilledAtRandomMoments) {
     const DirtyVolume dirty = make_dirty_volume(GetParam());
     const TempDir directory;
     const std::string path = directory.file("image");
     std::mt19937 random(GetParam());
     const int rounds = long_form() ? 500 : 25;
+    const long whole_run = nanoseconds_of_a_run(dirty, path);
     int killed = 0;
     for (int round = 0; round < rounds; ++round) {
         SCOPED_TRACE(fmt::format("round {}", round));
-        std::ofstream(path, std::ios::binary)
-            .write(reinterpret_cast<const char*>(dirty.image.data()),
-                   static_cast<std::streamsize>(dirty.image.size()));
-        const pid_t fsck = ::fork();
-        if (fsck == 0) {
-            const std::string program = our_program("fsck.atomic4");
-            if (std::freopen("/dev/null", "w", stdout) == nullptr ||
-                std::freopen("/dev/null", "w", stderr) == nullptr)
-                ::_exit(126);
-            ::execl(program.c_str(), "fsck.atomic4", "-fy", path.c_str(), nullptr);
-            ::_exit(127);
-        }
+        const pid_t fsck = start_on(dirty, path);
         // A random moment of its run.
-        const timespec moment{0, static_cast<long>(random() % 150'000'000)};
+        const timespec moment{0, static_cast<long>(random() % static_cast<uint64_t>(whole_run))};
         ::nanosleep(&moment, nullptr);
         const pid_t e2fsck = only_child_of(fsck);
         const pid_t victim = e2fsck > 0 && random() % 2 == 0 ? e2fsck : fsck;
