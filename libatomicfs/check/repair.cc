@@ -357,17 +357,11 @@ Result<RepairOutcome> repair(Volume& volume, FsckMode mode, RepairRound round, F
     RepairOutcome out;
     Repairs repairs(volume, mode, round, talk, out);
     for (int i = 0;; ++i) {
-        CheckReport report = A4_TRY(check_volume(volume));
+        CheckReport report = A4_TRY(
+            check_volume(volume, [&](uint64_t done, uint64_t all) { talk.progress(done, all); }));
         const bool changed = A4_TRY(repairs.run(report));
         if (out.stopped || !changed || i + 1 == kRounds) {
-            // What couldn't be moved away for somebody else isn't protected from e2fsck.
-            std::set<ext2_ino_t> without;
-            for (const SharedBlocks& shared : report.shared) {
-                if (shared.atomic) without.insert(shared.gives_way);
-            }
-            std::erase_if(report.intact,
-                          [&](const ProtectedFile& file) { return without.contains(file.number); });
-            out.set = ProtectedSet(std::move(report.intact), volume.block_size());
+            out.set = report.take_protected_set(volume.block_size());
             return out;
         }
     }

@@ -29,6 +29,8 @@ class FsckTalk {
     virtual void say(const std::string& line) = 0;
     // Ends the line with the question and the answer.
     virtual bool ask(const std::string& line, const std::string& question) = 0;
+    // Of a look at the whole volume.
+    virtual void progress(uint64_t done, uint64_t all) = 0;
 };
 
 struct RepairOutcome {

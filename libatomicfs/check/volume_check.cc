@@ -365,7 +365,16 @@ bool CheckReport::clean() const {
     });
 }
 
-Result<CheckReport> check_volume(Volume& volume) {
+ProtectedSet CheckReport::take_protected_set(Bytes block_size) {
+    std::set<ext2_ino_t> without;
+    for (const SharedBlocks& sharing : shared) {
+        if (sharing.atomic) without.insert(sharing.gives_way);
+    }
+    std::erase_if(intact, [&](const ProtectedFile& file) { return without.contains(file.number); });
+    return {std::exchange(intact, {}), block_size};
+}
+
+Result<CheckReport> check_volume(Volume& volume, const OnGroup& progress) {
     CheckReport report;
     Checker checker(volume, report);
     A4_CHECK(checker.check_gate());
@@ -373,12 +382,14 @@ Result<CheckReport> check_volume(Volume& volume) {
     std::vector<ext2_ino_t> damaged;
     std::vector<ext2_ino_t> inodes;
     InodeClaims claims(volume);
-    A4_CHECK(claims.for_each([&](const ClaimingInode& inode) {
-        if (!inode.checksum_ok && inode.inode.i_links_count != 0)
-            damaged.push_back(inode.number);
-        else if (inode.checksum_ok && is_atomic(inode.inode))
-            inodes.push_back(inode.number);
-    }));
+    A4_CHECK(claims.for_each(
+        [&](const ClaimingInode& inode) {
+            if (!inode.checksum_ok && inode.inode.i_links_count != 0)
+                damaged.push_back(inode.number);
+            else if (inode.checksum_ok && is_atomic(inode.inode))
+                inodes.push_back(inode.number);
+        },
+        progress));
     for (const ext2_ino_t inode : damaged) {
         checker.add(FindingId::InodeUnreadable, inode,
                     fmt::format("inode {}: the volume needs e2fsck", inode));

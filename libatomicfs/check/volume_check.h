@@ -44,10 +44,13 @@ struct CheckReport {
     std::vector<ProtectedFile> intact;
     std::vector<SharedBlocks> shared;
     bool clean() const;
+    // The intact ones, but those that have to give way to somebody else: nothing of them is left
+    // here.
+    ProtectedSet take_protected_set(Bytes block_size);
 };
 
 // The whole volume: opened for reading.
-Result<CheckReport> check_volume(Volume& volume);
+Result<CheckReport> check_volume(Volume& volume, const OnGroup& progress = {});
 // The redo log, and the volume attribute that leads to it.
 CheckReport check_log(Volume& volume);
 // One file; an ordinary one has nothing to be checked but a unit without the flag.

@@ -173,14 +173,22 @@ bool is_all_zero(std::span<const std::byte> bytes) {
     return std::ranges::all_of(bytes, [](std::byte byte) { return byte == std::byte{0}; });
 }
 
+extern "C" errcode_t atomic4_group_done(ext2_filsys fs, ext2_inode_scan, dgrp_t group,
+                                        void* on_group) {
+    (*static_cast<const OnGroup*>(on_group))(uint64_t{group} + 1, fs->group_desc_count);
+    return 0;
+}
+
 }  // namespace
 
-Result<> for_each_claiming_inode(Volume& volume, const OnInode& visit) {
+Result<> for_each_claiming_inode(Volume& volume, const OnInode& visit, const OnGroup& done) {
     constexpr int kBufferBlocks = 128;
     ext2_filsys fs = volume.fs();
     ext2_inode_scan raw = nullptr;
     A4_CHECK(check_errcode(ext2fs_open_inode_scan(fs, kBufferBlocks, &raw), "inode scan"));
     const std::unique_ptr<ext2_struct_inode_scan, FreeScan> scan(raw);
+    OnGroup group_done = done;
+    if (done) ext2fs_set_inode_callback(raw, atomic4_group_done, &group_done);
     const ChecksumsIgnored ignored(fs);
     const auto size = static_cast<int>(EXT2_INODE_SIZE(fs->super));
     std::vector<std::byte> full(std::max<size_t>(size, sizeof(ext2_inode)));
@@ -222,13 +230,16 @@ bool InodeClaims::keep(const ClaimingInode& inode) {
     return true;
 }
 
-Result<> InodeClaims::for_each(const OnInode& visit) {
+Result<> InodeClaims::for_each(const OnInode& visit, const OnGroup& done) {
     if (!kept_all_) {
         bool keeping = true;
-        A4_CHECK(for_each_claiming_inode(volume_, [&](const ClaimingInode& inode) {
-            keeping = keeping && keep(inode);
-            visit(inode);
-        }));
+        A4_CHECK(for_each_claiming_inode(
+            volume_,
+            [&](const ClaimingInode& inode) {
+                keeping = keeping && keep(inode);
+                visit(inode);
+            },
+            done));
         kept_all_ = keeping;
         return {};
     }

@@ -38,15 +38,18 @@ struct ClaimingInode {
 // Of each inode that is in use and claims blocks, or is marked as atomic, or has a wrong checksum;
 // in order.
 using OnInode = std::function<void(const ClaimingInode&)>;
+// After each block group: how many of them are done.
+using OnGroup = std::function<void(uint64_t done, uint64_t groups)>;
 // EUCLEAN: an inode table is not where it can be.
-Result<> for_each_claiming_inode(Volume& volume, const OnInode& visit);
+Result<> for_each_claiming_inode(Volume& volume, const OnInode& visit, const OnGroup& done = {});
 
 // The same for those who need it twice. What the first time found is kept, as far as a few dozen
 // MiB go (of the inodes: mode, flags and links), and else looked for again.
 class InodeClaims {
   public:
     explicit InodeClaims(Volume& volume) : volume_(volume) {}
-    Result<> for_each(const OnInode& visit);
+    // done: only where it has to look.
+    Result<> for_each(const OnInode& visit, const OnGroup& done = {});
 
   private:
     struct Kept {

@@ -121,7 +121,8 @@ static void a4_com_err_hook(const char*, errcode_t, const char*, va_list) {}
 
 }  // namespace
 
-errcode_t IoAdapter::open_through(int flags, ext2_filsys* fs) {
+errcode_t IoAdapter::open_through(int flags, ext2_filsys* fs, uint64_t superblock,
+                                  Bytes block_size) {
     static const bool tables_ready = [] {
         initialize_ext2_error_table();
         set_com_err_hook(a4_com_err_hook);
@@ -131,7 +132,8 @@ errcode_t IoAdapter::open_through(int flags, ext2_filsys* fs) {
     opening_adapter = this;
     // io_options "" keeps the library from cutting the name at a '?'.
     const errcode_t code =
-        ext2fs_open2(device_.name().c_str(), "", flags, 0, 0, &atomic4_io_manager, fs);
+        ext2fs_open2(device_.name().c_str(), "", flags, static_cast<int>(superblock),
+                     static_cast<unsigned>(block_size.value()), &atomic4_io_manager, fs);
     opening_adapter = nullptr;
     return code;
 }

@@ -32,8 +32,10 @@ class IoAdapter {
         if (!latched_) latched_ = error;
     }
 
-    // ext2fs_open2 through this adapter. The adapter must outlive the filesystem.
-    errcode_t open_through(int flags, ext2_filsys* fs);
+    // ext2fs_open2 through this adapter, by the primary superblock or by a copy (its block and the
+    // size of blocks). The adapter must outlive the filesystem.
+    errcode_t open_through(int flags, ext2_filsys* fs, uint64_t superblock = 0,
+                           Bytes block_size = Bytes(0));
     // The adapter under an open filesystem.
     static IoAdapter& of(ext2_filsys fs);
 

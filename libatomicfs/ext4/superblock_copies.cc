@@ -1,7 +1,9 @@
 #include "ext4/superblock_copies.h"
 
+#include <algorithm>
 #include <cstring>
 
+#include "base/crc32c.h"
 #include "ext4/errcode.h"
 #include "ext4/format.h"
 #include "ext4/inode_time.h"
@@ -45,6 +47,21 @@ std::vector<uint32_t> some_of(const std::vector<uint32_t>& groups) {
             some.push_back(group);
     }
     return some;
+}
+
+bool says_that_it_lies_at(const SuperblockPlace& place, const ext2_super_block& super) {
+    if (super.s_magic != EXT2_SUPER_MAGIC || super.s_log_block_size > 6 ||
+        uint64_t{1024} << super.s_log_block_size != place.block_size.value() ||
+        super.s_blocks_per_group == 0)
+        return false;
+    const uint64_t group = (place.block - super.s_first_data_block) / super.s_blocks_per_group;
+    if (group * super.s_blocks_per_group + super.s_first_data_block != place.block ||
+        super.s_block_group_nr != std::min<uint64_t>(group, 0xffff))
+        return false;
+    const auto summed =
+        std::as_bytes(std::span(&super, 1)).first(offsetof(ext2_super_block, s_checksum));
+    return (super.s_feature_ro_compat & EXT4_FEATURE_RO_COMPAT_METADATA_CSUM) == 0 ||
+           super.s_checksum == crc32c(~uint32_t{0}, summed);
 }
 
 ByteOffset copy_offset(ext2_filsys fs, uint32_t group) {
@@ -99,6 +116,34 @@ Result<std::vector<BackupSuperblock>> read_backup_superblocks(ext2_filsys fs, De
         backups.push_back(backup);
     }
     return backups;
+}
+
+Result<std::vector<FoundSuperblock>> find_backup_superblocks(
+    Device& device, const std::optional<SuperblockPlace>& told) {
+    std::vector<SuperblockPlace> places;
+    for (uint64_t size = 1024; told && size <= 65536; size *= 2) {
+        if (told->block_size == Bytes(0) || told->block_size == Bytes(size))
+            places.push_back({told->block, Bytes(size)});
+    }
+    for (uint64_t size = 1024; size <= 65536; size *= 2) {
+        // 16 bits count the blocks of a group, in units of 8.
+        const uint64_t group = std::min<uint64_t>(8 * size, 65528);
+        for (const uint64_t number : {1, 3, 5, 7, 9})
+            places.push_back({(size == 1024 ? 1 : 0) + number * group, Bytes(size)});
+    }
+    std::vector<FoundSuperblock> found;
+    for (const SuperblockPlace& place : places) {
+        const uint64_t size = place.block_size.value();
+        if (place.block == 0 || place.block > INT32_MAX ||  // libext2fs takes an int
+            place.block >= device.size().value() / size)
+            continue;
+        FoundSuperblock copy{place, {}};
+        const auto bytes = std::as_writable_bytes(std::span(&copy.super, 1));
+        A4_CHECK(device.read(ByteOffset(place.block * size), bytes)
+                     .context(fmt::format("superblock copy at block {}", place.block)));
+        if (says_that_it_lies_at(place, copy.super)) found.push_back(copy);
+    }
+    return found;
 }
 
 }  // namespace atomic4

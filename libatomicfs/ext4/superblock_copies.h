@@ -7,6 +7,7 @@
 
 #include <ext2fs/ext2fs.h>
 
+#include <optional>
 #include <vector>
 
 #include "base/units.h"
@@ -40,5 +41,20 @@ enum class Copies {
 };
 Result<std::vector<BackupSuperblock>> read_backup_superblocks(ext2_filsys fs, Device& device,
                                                               Copies copies);
+
+// A copy by its place alone, as e2fsck's -b and -B name it.
+struct SuperblockPlace {
+    uint64_t block = 0;
+    Bytes block_size{4096};
+};
+struct FoundSuperblock {
+    SuperblockPlace place;
+    ext2_super_block super{};
+};
+// Where the primary is no help: what stands at `told` (of any block size, if that is 0), and where
+// mke2fs puts the first copies by default. Only what says of itself that it lies there, and has a
+// right checksum, if any.
+Result<std::vector<FoundSuperblock>> find_backup_superblocks(
+    Device& device, const std::optional<SuperblockPlace>& told);
 
 }  // namespace atomic4

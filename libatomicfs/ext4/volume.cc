@@ -155,6 +155,8 @@ Result<std::unique_ptr<Volume>> Volume::open(std::unique_ptr<Device> device,
 // Through a primary superblock with a right checksum, if it can be proved.
 Result<errcode_t> Volume::open_filesystem(int flags) {
     constexpr size_t kBlock = 4096;  // as staging_ begins
+    if (const auto& place = options_.superblock)
+        return adapter_.open_through(flags, &fs_, place->block, place->block_size);
     superblock_proof_ = A4_TRY(prove_superblock(*device_));
     const bool repaired =
         superblock_proof_ && superblock_proof_->repaired && device_->size().value() >= kBlock;

@@ -60,6 +60,8 @@ struct VolumeOptions {
     // Look at every superblock copy even where there are thousands (superblock_copies.h): for
     // enable and disable.
     bool every_copy = false;
+    // OpenFor::Inspect: by this copy of the superblock, and the descriptors behind it.
+    std::optional<SuperblockPlace> superblock;
     // Whether this user may have root's reserved blocks; by default as the kernel decides.
     std::optional<bool> may_use_reserved;
 };

@@ -75,7 +75,8 @@ bool plausible(const ext2_super_block& super) {
 
 }  // namespace
 
-Result<std::unique_ptr<SuperblockMask>> SuperblockMask::make(Device& below) {
+Result<std::unique_ptr<SuperblockMask>> SuperblockMask::make(
+    Device& below, const std::optional<SuperblockPlace>& told) {
     std::unique_ptr<SuperblockMask> mask(new SuperblockMask(below));
     Copy copy{};
     if (below.size().value() < kPrimary + kSuperSize)
@@ -85,14 +86,9 @@ Result<std::unique_ptr<SuperblockMask>> SuperblockMask::make(Device& below) {
         mask->learn_geometry(copy);
         return mask;
     }
-    // Where e2fsck -b looks by itself: group 1 with blocks of 1, 2, 4 … KiB.
-    for (uint32_t log = 0; log <= 6; ++log) {
-        const uint64_t block = uint64_t{1024} << log;
-        const uint64_t at = (8 * block + (log == 0 ? 1 : 0)) * block;
-        if (at + kSuperSize > below.size().value()) break;
-        A4_CHECK(below.read(ByteOffset(at), copy));
-        if (!plausible(super_in(copy)) || super_in(copy).s_log_block_size != log) continue;
-        mask->learn_geometry(copy);
+    const auto copies = A4_TRY(find_backup_superblocks(below, told));
+    if (!copies.empty()) {
+        mask->geometry_ = copies.front().super;
         return mask;
     }
     return fail(EINVAL, "{}: not an ext4 volume: no superblock where one should be", below.name());
@@ -156,10 +152,10 @@ Result<SuperblockMask::Copy> SuperblockMask::put_back(const Place& place, const 
         return fail(EPERM, "{}: a write that destroys the superblock is refused", name());
     }
     Copy down = wanted;
-    const uint32_t needs_replay =
-        place.offset == kPrimary && has_magic(old)
-            ? super_in(old).s_feature_incompat & kFeatureIncompatNeedsReplay
-            : 0;
+    uint32_t needs_replay = 0;
+    if (place.offset == kPrimary && has_magic(old))
+        needs_replay = super_in(old).s_feature_incompat & kFeatureIncompatNeedsReplay;
+    if (place.offset == kPrimary && needs_replay_) needs_replay = kFeatureIncompatNeedsReplay;
     set_bits(down, kFeatureCompatAtomic4, needs_replay);
     if (keep_mount_count_ && place.offset == kPrimary && has_magic(old)) {
         super_in(down).s_mnt_count = super_in(old).s_mnt_count;

@@ -27,6 +27,7 @@
 #include <optional>
 
 #include "device/device.h"
+#include "ext4/superblock_copies.h"
 
 namespace atomic4 {
 
@@ -35,10 +36,15 @@ class SuperblockMask final : public Device {
     // below must outlive this object. EINVAL: its primary superblock, and the copies where they
     // are looked for without one, are no ext4's. Which bits the volume has is asked of the device
     // at each write, except the gate: it is put in everywhere.
-    static Result<std::unique_ptr<SuperblockMask>> make(Device& below);
+    // told: where a copy is known to lie, if the primary is none.
+    static Result<std::unique_ptr<SuperblockMask>> make(
+        Device& below, const std::optional<SuperblockPlace>& told = std::nullopt);
     // The primary keeps its mount count and time of mount, too: live records know by them that
     // nobody has mounted the volume since (redo/replay.h), and e2fsck counts from 0 again.
     void keep_mount_count() { keep_mount_count_ = true; }
+    // The primary has the needs-replay bit from now on, although it may be too damaged to say so:
+    // no kernel is to mount the volume while records are live.
+    void needs_replay() { needs_replay_ = true; }
 
     Result<> read(ByteOffset offset, std::span<std::byte> into) override;
     Result<> write(ByteOffset offset, std::span<const std::byte> from) override;
@@ -77,6 +83,7 @@ class SuperblockMask final : public Device {
     std::map<uint64_t, Copy> pending_;
     uint64_t writes_masked_ = 0;
     bool keep_mount_count_ = false;
+    bool needs_replay_ = false;
 };
 
 }  // namespace atomic4

@@ -25,6 +25,11 @@ expect_ok fsck.atomic4 -f -y -v vol.img
 out_has 'inodes used'
 expect_ok fsck.atomic4 -fp -C 3 vol.img 3>progress
 grep -Eq '^[1-5] [0-9]+ [0-9]+ ' progress || die "no progress of e2fsck"
+grep -Eq '^0 [0-9]+ [0-9]+ vol.img$' progress || die "no progress of our passes"
+expect_ok fsck.atomic4 -fp -C 0 vol.img
+out_has 'vol.img: atomic files [0-9]+\.[0-9]%'
+expect_fail 8 '-C 9: Bad file descriptor' fsck.atomic4 -fp -C 9 vol.img
+expect_fail 16 '-C' fsck.atomic4 -fp -C x vol.img
 truncate -s 32M small.img
 expect_ok mkfs.atomic4 -q -b 1024 small.img
 expect_status 1 fsck.atomic4 -fy -b 8193 -B 1024 small.img

@@ -11,7 +11,7 @@
 // sources: device/staging_device.cc device/atomic_limits.cc device/raw_statx.cc
 // sources: ext4/[!hm]*.cc ext4/mapped_parts.cc ext4/mmp.cc redo/[!m]*.cc writer/open_volume.cc
 // sources: writer/enable.cc writer/atomic_writer.cc writer/write_rules.cc writer/group_commit.cc
-// sources: check/volume_check.cc
+// sources: check/volume_check.cc check/shared_blocks.cc guard/protected_set.cc
 // sources: tests/support/damage.cc tests/support/image.cc tests/support/command.cc
 // libraries: -lext2fs -lcom_err -lblkid -lisal
 #include <cstdint>

@@ -105,11 +105,21 @@ std::vector<std::string> journal_only_arguments(const std::string& e2fsck,
     return arguments;
 }
 
+std::vector<std::string> journal_by_copy_arguments(const std::string& e2fsck,
+                                                   const FsckCommand& command) {
+    std::vector<std::string> arguments{e2fsck, "-E", "journal_only"};
+    add_mode(arguments, command.mode);
+    add_users(arguments, command);
+    arguments.push_back(command.device);
+    return arguments;
+}
+
 std::vector<std::string> check_arguments(const std::string& e2fsck, const FsckCommand& command) {
     std::vector<std::string> arguments{e2fsck, "-f"};
     add_mode(arguments, command.mode);
     if (command.verbose) arguments.emplace_back("-v");
-    if (command.progress) arguments.insert(arguments.end(), {"-C", *command.progress});
+    if (command.progress)
+        arguments.insert(arguments.end(), {"-C", std::to_string(*command.progress)});
     // It would move extents to make trees smaller.
     arguments.insert(arguments.end(),
                      {"-E", command.extended.empty() ? "no_optimize_extents"
@@ -124,7 +134,8 @@ Error become_e2fsck(const std::string& e2fsck, const FsckCommand& command) {
     add_mode(arguments, command.mode);
     if (command.force) arguments.emplace_back("-f");
     if (command.verbose) arguments.emplace_back("-v");
-    if (command.progress) arguments.insert(arguments.end(), {"-C", *command.progress});
+    if (command.progress)
+        arguments.insert(arguments.end(), {"-C", std::to_string(*command.progress)});
     if (!command.extended.empty()) arguments.insert(arguments.end(), {"-E", command.extended});
     add_users(arguments, command);
     arguments.push_back(command.device);

@@ -17,6 +17,9 @@ Result<std::string> find_e2fsck();
 // wants a terminal.
 std::vector<std::string> journal_only_arguments(const std::string& e2fsck,
                                                 const FsckCommand& command);
+// The same in the user's mode: where there is no primary superblock, -p does nothing.
+std::vector<std::string> journal_by_copy_arguments(const std::string& e2fsck,
+                                                   const FsckCommand& command);
 std::vector<std::string> check_arguments(const std::string& e2fsck, const FsckCommand& command);
 
 // A BecomeE2fsck: execv(2).

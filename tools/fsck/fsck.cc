@@ -1,8 +1,9 @@
 #include "fsck/fsck.h"
 
+#include <unistd.h>
+
 #include <algorithm>
-#include <array>
-#include <cstring>
+#include <charconv>
 #include <ctime>
 #include <future>
 #include <iostream>
@@ -31,12 +32,37 @@ namespace {
 // A write that the view refuses ends e2fsck: so often it is tried with what the passes find then.
 constexpr int kAttempts = 3;
 
+// Progress is e2fsck's: lines of "pass done all device" on a descriptor, of which ours have pass 0
+// (systemd-fsck and other readers take that for the beginning), or a line on the terminal that is
+// written over.
 class Terminal final : public FsckTalk {
   public:
-    Terminal(const Context& context, std::string prefix)
-        : context_(context), prefix_(std::move(prefix)) {}
-    void say(const std::string& line) override { context_.print(prefix_ + line + "\n"); }
+    Terminal(const Context& context, const FsckCommand& command)
+        : context_(context),
+          command_(command),
+          prefix_(command.mode == FsckMode::Preen ? command.device + ": " : "") {}
+    void say(const std::string& line) override {
+        clear_bar();
+        context_.print(prefix_ + line + "\n");
+    }
+    void progress(uint64_t done, uint64_t all) override {
+        const int per_mille = all == 0 ? 1000 : static_cast<int>(done * 1000 / all);
+        if (!command_.progress || (per_mille == said_ && done != all)) return;
+        said_ = per_mille;
+        if (*command_.progress > 0) {
+            const std::string line = fmt::format("0 {} {} {}\n", done, all, command_.device);
+            // Who doesn't listen any more is no reason to stop.
+            (void)!::write(*command_.progress, line.data(), line.size());
+        } else if (*command_.progress == 0) {
+            context_.print(fmt::format("\r{}: atomic files {}.{}%", command_.device, per_mille / 10,
+                                       per_mille % 10));
+            context_.out.flush();
+            bar_ = true;
+            if (done == all) clear_bar();
+        }
+    }
     bool ask(const std::string& line, const std::string& question) override {
+        clear_bar();
         context_.out << line << ". " << question << "? (y/n) " << std::flush;
         std::string answer;
         while (std::getline(std::cin, answer)) {
@@ -48,8 +74,18 @@ class Terminal final : public FsckTalk {
     }
 
   private:
+    void clear_bar() {
+        if (!bar_) return;
+        context_.print("\r" + std::string(command_.device.size() + 21, ' ') + "\r");
+        context_.out.flush();
+        bar_ = false;
+    }
+
     const Context& context_;
+    const FsckCommand& command_;
     std::string prefix_;
+    int said_ = -1;  // per mille
+    bool bar_ = false;
 };
 
 VolumeOptions options_for(OpenFor purpose) {
@@ -61,27 +97,36 @@ VolumeOptions options_for(OpenFor purpose) {
     return options;
 }
 
-// By the primary superblock and the places where stock tools look for a copy, of a volume that
-// can't be opened.
-bool has_gate_somewhere(Device& device) {
-    const auto gate_at = [&](uint64_t offset) {
-        std::array<std::byte, 1024> bytes{};
-        ext2_super_block super{};
-        if (offset + bytes.size() > device.size().value() ||
-            !device.read(ByteOffset(offset), bytes))
-            return false;
-        std::memcpy(&super, bytes.data(), sizeof super);
-        return super.s_magic == EXT2_SUPER_MAGIC &&
-               (super.s_feature_compat & kFeatureCompatAtomic4) != 0;
-    };
-    if (gate_at(1024)) return true;
-    for (const uint64_t block : {1024, 2048, 4096, 65536}) {
-        const uint64_t first = block == 1024 ? block : 0;
-        for (const uint64_t group : {1, 3, 5, 7}) {
-            if (gate_at(first + group * block * 8 * block)) return true;
-        }
-    }
-    return false;
+std::optional<uint64_t> number_in(const std::optional<std::string>& text) {
+    uint64_t number = 0;
+    if (!text) return std::nullopt;
+    const auto end = text->data() + text->size();
+    const auto [stop, error] = std::from_chars(text->data(), end, number);
+    if (error != std::errc() || stop != end) return std::nullopt;
+    return number;
+}
+
+// By -b and -B. What they don't say, or can't, is e2fsck's to find out, or to complain of.
+std::optional<SuperblockPlace> told_copy(const FsckCommand& command) {
+    const auto block = number_in(command.superblock);
+    if (!block) return std::nullopt;
+    return SuperblockPlace{*block, Bytes(number_in(command.block_size).value_or(0))};
+}
+
+bool has_gate(const ext2_super_block& super) {
+    return super.s_magic == EXT2_SUPER_MAGIC &&
+           (super.s_feature_compat & kFeatureCompatAtomic4) != 0;
+}
+
+// By the primary superblock and the copies, of a volume that can't be opened.
+bool has_gate_somewhere(Device& device, const FsckCommand& command) {
+    ext2_super_block super{};
+    if (device.read(ByteOffset(1024), std::as_writable_bytes(std::span(&super, 1))) &&
+        has_gate(super))
+        return true;
+    const auto copies = find_backup_superblocks(device, told_copy(command));
+    return copies && std::ranges::any_of(
+                         *copies, [](const FoundSuperblock& copy) { return has_gate(copy.super); });
 }
 
 // e2fsck's reasons for a check that nobody has asked for.
@@ -125,7 +170,8 @@ class Fsck {
         bool unprotected = false;
         if (!openable()) {
             unprotected = true;
-            A4_CHECK(check_unprotected());
+            A4_CHECK(check_by_copy());
+            records_seen_ = false;  // the primary says it now
             if (ended_) return {};
         }
         auto done = protected_steps();
@@ -207,12 +253,13 @@ class Fsck {
         context_.out.flush();
         std::unique_ptr<SuperblockMask> masked;
         if (writing()) {
-            masked = A4_TRY(SuperblockMask::make(device_));
+            masked = A4_TRY(SuperblockMask::make(device_, told_copy(command_)));
         } else {
             looking_.emplace(device_);
-            masked = A4_TRY(SuperblockMask::make(*looking_));
+            masked = A4_TRY(SuperblockMask::make(*looking_, told_copy(command_)));
         }
         if (records_left_) masked->keep_mount_count();
+        if (records_seen_) masked->needs_replay();
         GuardedDevice guarded(*masked, set);
         const GuardedExit exit =
             A4_TRY(run_guarded(guarded, command_.device, arguments(e2fsck_, command_)));
@@ -262,6 +309,66 @@ class Fsck {
     }
 
     // --- A volume that is too damaged for our passes ---------------------------------------------
+
+    // As a copy of the superblock and its descriptors show it; null if there is none that does.
+    Result<std::unique_ptr<Volume>> open_by_copy() {
+        looking_.emplace(device_);
+        for (const FoundSuperblock& copy :
+             A4_TRY(find_backup_superblocks(*looking_, told_copy(command_)))) {
+            VolumeOptions options = options_for(OpenFor::Inspect);
+            options.superblock = copy.place;
+            auto volume = Volume::open(lent(*looking_), options);
+            if (volume) return volume;
+        }
+        return nullptr;
+    }
+
+    // Also sees whether records are live. Unset: it can't be told.
+    Result<std::optional<ProtectedSet>> protected_by_copy() {
+        const auto volume = A4_TRY(open_by_copy());
+        if (!volume) return std::nullopt;
+        auto report = check_volume(*volume);
+        if (!report && report.error().code == EIO) return fail(std::move(report).error());
+        if (!report) return std::nullopt;
+        records_seen_ = std::ranges::any_of(report->findings, [](const Finding& finding) {
+            return finding.id == FindingId::LiveRecords;
+        });
+        return report->take_protected_set(volume->block_size());
+    }
+
+    // The primary superblock is of no use: e2fsck makes it anew from a copy, and the atomic files
+    // that this copy shows stay where they are meanwhile.
+    Result<> check_by_copy() {
+        auto set = A4_TRY(protected_by_copy());
+        if (!set) return check_unprotected();
+        if (command_.mode == FsckMode::Preen && !command_.superblock) {
+            stop_for_somebody();
+            return {};
+        }
+        talk_.say(fmt::format("{} protected as a copy of the superblock shows them",
+                              counted(set->files().size(), "atomic file")));
+        if (writing()) {
+            // The journal first, as always. It may be all that is needed.
+            const GuardedExit exit = A4_TRY(run_e2fsck(journal_by_copy_arguments, ProtectedSet()));
+            if (exit.interrupted || exit.signal != 0 || exit.status >= kFsckUncorrected) {
+                take(exit);
+                end(exit.status & kFsckUncorrected);
+                return {};
+            }
+            corrected_ = true;
+            if (openable()) return {};
+            set = A4_TRY(protected_by_copy());
+            if (!set) return check_unprotected();
+        }
+        A4_CHECK(check_with(*set));
+        if (!writing()) end(kFsckUncorrected);
+        if (ended_) return {};
+        if (openable())
+            A4_CHECK(put_back(*set));
+        else
+            end(kFsckUncorrected);
+        return {};
+    }
 
     Result<> check_unprotected() {
         if (command_.mode == FsckMode::Preen) {
@@ -455,6 +562,37 @@ class Fsck {
         return device_.flush();
     }
 
+    // True: e2fsck has run to its end. False: it wanted to change what is protected; what of that
+    // may be allowed the next time is noted.
+    Result<bool> check_once(ProtectedSet& set) {
+        for (const ext2_ino_t number : at_fault_) set = set.with_only_data_of(number);
+        const GuardedExit exit = A4_TRY(run_e2fsck(check_arguments, set));
+        if (exit.refused && !exit.interrupted) {
+            // It finds fault with what seems sound to us: then it may put that right, and we see to
+            // it that the file is where it was.
+            if (refusal_ && refusal_->protection != Protection::Data)
+                at_fault_.insert(refusal_->inode);
+            return false;
+        }
+        take(exit);
+        return true;
+    }
+
+    void give_up_check() {
+        talk_.say(
+            "e2fsck wants to change what is protected, whatever is done about it: the volume "
+            "is left as it is");
+        end(kFsckUncorrected);
+    }
+
+    Result<> check_with(ProtectedSet& set) {
+        for (int attempt = 0; attempt < kAttempts; ++attempt) {
+            if (A4_TRY(check_once(set))) return {};
+        }
+        give_up_check();
+        return {};
+    }
+
     Result<> check_protected() {
         for (int attempt = 0; attempt < kAttempts; ++attempt) {
             ProtectedSet set = A4_TRY(pass(RepairRound::First));
@@ -466,23 +604,11 @@ class Fsck {
                 if (!records_left_) set = A4_TRY(pass(RepairRound::First));
                 if (ended_) return {};
             }
-            for (const ext2_ino_t number : at_fault_) set = set.with_only_data_of(number);
-            const GuardedExit exit = A4_TRY(run_e2fsck(check_arguments, set));
-            if (exit.refused && !exit.interrupted) {
-                // It finds fault with what seems sound to us: then it may put that right, and we
-                // see to it that the file is where it was.
-                if (refusal_ && refusal_->protection != Protection::Data)
-                    at_fault_.insert(refusal_->inode);
-                continue;
-            }
-            take(exit);
+            if (!A4_TRY(check_once(set))) continue;
             if (!writing()) return {};
             return put_back_changed(set);
         }
-        talk_.say(
-            "e2fsck wants to change what is protected, whatever is done about it: the volume "
-            "is left as it is");
-        end(kFsckUncorrected);
+        give_up_check();
         return {};
     }
 
@@ -491,18 +617,21 @@ class Fsck {
         return changes_in(*volume, set);
     }
 
-    // Also after an interruption: what is protected is protected.
-    Result<> put_back_changed(const ProtectedSet& set) {
+    // Whether anything had to be.
+    Result<bool> put_back(const ProtectedSet& set) {
         const auto changes = A4_TRY(changed_files(set));
-        if (changes.empty()) return {};
+        if (changes.empty()) return false;
         for (const FileChange& change : changes)
             talk_.say(printable(change.text) + ": it gets its blocks back");
-        {
-            const auto volume = A4_TRY(open(OpenFor::Write));
-            A4_CHECK(put_back(*volume, set, changes));
-        }
+        const auto volume = A4_TRY(open(OpenFor::Write));
+        A4_CHECK(atomic4::put_back(*volume, set, changes));
         corrected_ = true;
-        if (ended_) return {};
+        return true;
+    }
+
+    // Also after an interruption: what is protected is protected.
+    Result<> put_back_changed(const ProtectedSet& set) {
+        if (!A4_TRY(put_back(set)) || ended_) return {};
         const GuardedExit exit = A4_TRY(run_e2fsck(check_arguments, set));
         if (!exit.refused) take(exit);
         const auto again = A4_TRY(changed_files(set));
@@ -589,6 +718,7 @@ class Fsck {
     bool later_ = false;         // something was left to e2fsck
     bool log_left_ = false;      // by the last look at the log
     bool records_left_ = false;  // not replayed so far
+    bool records_seen_ = false;  // although the primary superblock may not say so
     bool log_given_up_ = false;
     bool log_is_broken_ = false;
     bool last_ = false;  // e2fsck has been there
@@ -598,14 +728,14 @@ class Fsck {
 
 enum class Kind { Plain, Atomic4 };
 
-Kind kind_of(Device& device) {
+Kind kind_of(Device& device, const FsckCommand& command) {
     ReadOnlyDevice looking(device);
     VolumeOptions options = options_for(OpenFor::Inspect);
     options.every_copy = true;
     const auto volume = Volume::open(lent(looking), options);
     const bool atomic4 = volume ? (*volume)->gate() || (*volume)->attr() ||
                                       (*volume)->attr_error() || (*volume)->needs_replay()
-                                : has_gate_somewhere(looking);
+                                : has_gate_somewhere(looking, command);
     return atomic4 ? Kind::Atomic4 : Kind::Plain;
 }
 
@@ -644,12 +774,12 @@ Result<int> run(const Context& context, const FsckCommand& command, const Become
                     "use a symbolic link",
                     command.device);
     Opened opened = A4_TRY(open_device(context, command));
-    if (kind_of(*opened.device) == Kind::Plain) {
+    if (kind_of(*opened.device, command) == Kind::Plain) {
         opened.device.reset();
         return fail(become(A4_TRY(e2fsck.get()), command));
     }
     A4_CHECK(FuseView::available());
-    Terminal talk(context, command.mode == FsckMode::Preen ? command.device + ": " : "");
+    Terminal talk(context, command);
     int status = Fsck(context, command, *opened.device, e2fsck, talk).run();
     if (opened.root && (status & kFsckCorrected) != 0) {
         talk.say("REBOOT SYSTEM");

@@ -25,7 +25,7 @@ struct FsckCommand {
     FsckMode mode = FsckMode::Ask;
     bool force = false;
     bool verbose = false;
-    std::optional<std::string> progress;  // -C: descriptor
+    std::optional<int> progress;  // -C: a descriptor, 0 for a bar, negative for later
     // e2fsck's own, as they are.
     std::optional<std::string> superblock;  // -b
     std::optional<std::string> block_size;  // -B

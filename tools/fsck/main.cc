@@ -1,4 +1,5 @@
 // fsck.atomic4: parses, calls, translates exit codes.
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
@@ -30,7 +31,7 @@ int main_program(int argc, char** argv) {
     app.add_flag("-y", yes, "answer yes to all questions");
     app.add_flag("-f", command.force, "check even if it seems clean");
     app.add_flag("-v", command.verbose, "be verbose");
-    app.add_option("-C", command.progress, "write progress to this file descriptor")
+    app.add_option("-C", command.progress, "write progress to this file descriptor; 0: show it")
         ->type_name("FD");
     bool ignored = false;
     app.add_flag("-r", ignored, "does nothing, as in e2fsck");
@@ -70,6 +71,11 @@ int main_program(int argc, char** argv) {
                    : no  ? FsckMode::No
                    : yes ? FsckMode::Yes
                          : FsckMode::Ask;
+    // Before anything is opened that could get its number.
+    if (command.progress.value_or(0) > 0 && ::fcntl(*command.progress, F_GETFD) < 0) {
+        report_error(kName, Error::from_errno(errno, fmt::format("-C {}", *command.progress)));
+        return kFsckOperational;
+    }
     Context context = program_context(kName);
     // Our passes and e2fsck read the same.
     context.open_device = open_real_device_buffered;

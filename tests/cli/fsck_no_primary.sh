@@ -1,0 +1,106 @@
+# fsck.atomic4 where the primary superblock is of no use: the atomic files stay as a copy of it shows
+# them, the gate never leaves, and what is live in the redo log is not lost.
+. "$(dirname "$0")/lib.sh"
+need_root
+need_program jq strace
+[ -c /dev/fuse ] || skip "no /dev/fuse"
+
+debug() { debugfs -w -R "$2" "$1" >/dev/null 2>&1; }
+inode_of() { debugfs -R "stat $2" "$1" 2>/dev/null | sed -n 's/^Inode: *\([0-9]*\) .*/\1/p'; }
+runs_of() { atomic4ctl --json -d "$1" map "$2" | jq -c .runs; }
+zeros 1024 >nothing
+lose_primary() { patch "$1" 1024 nothing; }
+
+pattern data 64K >data
+pattern new 8K >new
+pattern plain 12K >plain
+# Shared blocks: stock e2fsck would move /db, which has the lower number. MKE2FS-OPTIONS…
+volume() {
+    rm -f vol.img
+    truncate -s 64M vol.img
+    expect_ok mkfs.atomic4 -q "$@" vol.img
+    expect_ok atomic4ctl -d vol.img prealloc /db --size 1M --unit 16K
+    expect_ok atomic4ctl -d vol.img write /db --offset 0 --from data
+    debug vol.img "write plain high"
+    before=$(runs_of vol.img /db)
+    size=$(dumpe2fs -h vol.img 2>/dev/null | sed -n 's/^Block size: *//p')
+    copy_image vol.img sound.img
+    debug vol.img "sif <$(inode_of vol.img /high)> block[5] $(($(jq '.[0].device_offset' <<<"$before") / size))"
+}
+repaired() {
+    is "$(runs_of vol.img /db)" "$before"
+    expect_ok atomic4ctl -d vol.img read /db --offset 0 --length 64K
+    cmp "$1" "$OUT"
+    check_clean vol.img
+    e2fsck_clean vol.img
+    expect_ok fsck.atomic4 -fp vol.img
+}
+
+# --- found where e2fsck looks, too ------------------------------------------------------------------
+volume -b 1024
+lose_primary vol.img
+changes_nothing vol.img fsck.atomic4 -fn vol.img
+[ $((STATUS & 4)) = 4 ] || die "-n: exit status $STATUS"
+out_has '^[0-9]+ atomic files protected as a copy of the superblock shows them$'
+# There is a decision to be made, and -p makes none.
+changes_nothing vol.img fsck.atomic4 -p vol.img
+is "$STATUS" 4
+out_has 'RUN fsck MANUALLY'
+expect_status 1 fsck.atomic4 -fy vol.img
+repaired data
+
+# --- where only the user knows ------------------------------------------------------------------------
+for options in "-b 1024 -g 2048" "-b 1024 -O bigalloc -C 4096 -g 8192"; do
+    # shellcheck disable=SC2086
+    volume $options
+    first=$(dumpe2fs vol.img 2>/dev/null | sed -n 's/^ *Backup superblock at \([0-9]*\),.*/\1/p' | head -1)
+    lose_primary vol.img
+    copy_image vol.img lost.img
+    # Nothing tells that this is an atomic4 volume, or any: e2fsck says so.
+    changes_nothing vol.img fsck.atomic4 -fy vol.img
+    is "$STATUS" 8
+    out_has 'alternate superblock'
+    expect_status 1 fsck.atomic4 -fy -b "$first" -B 1024 vol.img
+    out_has 'atomic files protected as a copy'
+    repaired data
+    copy_image lost.img vol.img
+    expect_status 1 fsck.atomic4 -fy -b "$first" vol.img
+    repaired data
+    # A wrong place is e2fsck's to complain of.
+    copy_image lost.img vol.img
+    changes_nothing vol.img fsck.atomic4 -fy -b $((first + 1)) -B 1024 vol.img
+    is "$STATUS" 8
+done
+
+# --- live records: the needs-replay bit was in the primary only ---------------------------------------
+volume -b 1024
+strace -qq -o trace -e trace=pwrite64,pwritev2 \
+    atomic4ctl -d sound.img write /db --offset 0 --engine logged --from new >/dev/null
+number=$(awk '/^pwrite64/ { ++n; if (logged) { print n; exit } }
+              /^pwritev2/ && $NF >= 12288 { logged = 1 }' trace)
+capture strace -qq -o /dev/null -e trace=pwrite64 -e "inject=pwrite64:signal=KILL:when=$number" \
+    atomic4ctl -d vol.img write /db --offset 0 --engine logged --from new
+is "$STATUS" 137
+has_feature vol.img FEATURE_I28
+lose_primary vol.img
+cp data newer
+patch newer 0 new
+copy_image vol.img live.img
+expect_status 1 fsck.atomic4 -fy vol.img
+out_has '#23 redo log: records of the redo log were replayed: 1 record'
+repaired newer
+# Killed after e2fsck has made the primary anew: no kernel mounts it before the records are replayed.
+copy_image live.img vol.img
+"$(command -v fsck.atomic4)" -fy vol.img >/dev/null 2>&1 &
+FSCK=$!
+for ((i = 0; i < 1000; ++i)); do
+    if ! cmp -s <(slice vol.img 1024 1024) nothing; then
+        kill -KILL $FSCK 2>/dev/null || true
+        break
+    fi
+done
+{ wait $FSCK || true; } 2>/dev/null
+has_feature vol.img FEATURE_I28 || expect_ok fsck.atomic4 -fp vol.img
+capture fsck.atomic4 -fy vol.img
+[ $((STATUS & ~1)) = 0 ] || die "exit status $STATUS"
+repaired newer
