@@ -117,11 +117,9 @@ class Checker {
         if (contents->end == LogEnd::Corrupt)
             add(FindingId::LogCorrupt, "redo log", contents->end_detail);
         if (!contents->live.empty()) {
-            add(FindingId::LiveRecords, "redo log",
-                fmt::format("{}: run atomic4ctl recover",
-                            counted(contents->live.size(), "record")));
+            add(FindingId::LiveRecords, "redo log", counted(contents->live.size(), "record"));
         } else if (volume_.needs_replay()) {
-            add(FindingId::NeedsReplayWithoutRecords, "superblock", "run atomic4ctl recover");
+            add(FindingId::NeedsReplayWithoutRecords, "superblock", "nothing waits for it");
         }
     }
 

@@ -241,7 +241,7 @@ err_is_empty
 out_has '^problem #2 /odd: the inode has the atomic flag but no unit: '
 out_has '^problem #4 /dir/inner: '
 out_has '^problem #10 /gen: an atomic inode has generation 0: '
-out_has ': has problems$'
+out_has ': has problems: run fsck.atomic4$'
 expect_status 1 atomic4ctl -d bad.img --json check
 json_holds '.clean | not' \
     '.findings | map(.number) | sort == [2, 4, 10]' \

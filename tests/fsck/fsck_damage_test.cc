@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <cstdlib>
+#include <iostream>
 
 #include "ext4/path.h"
 #include "support/damage.h"
@@ -81,6 +82,21 @@ TEST_P(FsckDamage, ComesBackAsFarAsItCan) {
             }
             if (HasFailure() && ++failed_ == 5) return;
         }
+    }
+}
+
+// What the two forms of the test are worth.
+TEST(FsckDamageForms, HaveEnoughMutants) {
+    for (const bool every : {false, true}) {
+        size_t mutants = 0;
+        for (const uint64_t block_size : {1024, 4096}) {
+            const DamageBase base = make_damage_base("damage", block_size);
+            for (const DamageArea area : kDamageAreas)
+                mutants += mutants_of(base.places(area), every).size();
+        }
+        RecordProperty(every ? "long" : "short", static_cast<int>(mutants));
+        std::cout << mutants << " mutants in the " << (every ? "long" : "short") << " form\n";
+        EXPECT_GE(mutants, every ? 20'000u : 500u);
     }
 }
 

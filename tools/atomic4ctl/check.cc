@@ -46,7 +46,7 @@ Result<int> run(const Context& context, const CheckCommand& command) {
                                  : fmt::format("{}, {}", counted(report.files, "atomic file"),
                                                counted(report.units, "unit"));
     text += fmt::format("{}: {}: {}\n", printable(command.path.value_or(command.device)), what,
-                        report.clean() ? "clean" : "has problems");
+                        report.clean() ? "clean" : "has problems: run fsck.atomic4");
     context.print(text);
     return report.clean() ? 0 : 1;
 }
