@@ -15,7 +15,7 @@
 #include <fstream>
 #include <iostream>
 
-#include "base/standard_streams.h"
+#include "base/program.h"
 #include "client/default_socket.h"
 #include "daemon/capabilities.h"
 #include "daemon/detach.h"
@@ -287,12 +287,5 @@ int main_program(int argc, char** argv) {
 }  // namespace atomic4
 
 int main(int argc, char** argv) {
-    atomic4::reserve_standard_streams();
-    // What throws here is the allocator: nothing of ours does.
-    try {
-        return atomic4::main_program(argc, argv);
-    } catch (const std::exception& error) {
-        std::fprintf(stderr, "atomic4d: %s\n", error.what());
-        return 1;
-    }
+    return atomic4::run_program("atomic4d", 1, atomic4::main_program, argc, argv);
 }

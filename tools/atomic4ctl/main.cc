@@ -3,8 +3,8 @@
 #include <iostream>
 
 #include "atomic4ctl/commands.h"
+#include "base/program.h"
 #include "base/size_parse.h"
-#include "base/standard_streams.h"
 #include "common/usage.h"
 
 namespace atomic4::tools {
@@ -341,12 +341,5 @@ int main_program(int argc, char** argv) {
 }  // namespace atomic4::tools
 
 int main(int argc, char** argv) {
-    atomic4::reserve_standard_streams();
-    // What throws here is the option library or the allocator: nothing of ours does.
-    try {
-        return atomic4::tools::main_program(argc, argv);
-    } catch (const std::exception& error) {
-        std::fprintf(stderr, "atomic4ctl: %s\n", error.what());
-        return 1;
-    }
+    return atomic4::run_program("atomic4ctl", 1, atomic4::tools::main_program, argc, argv);
 }

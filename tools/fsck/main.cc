@@ -5,7 +5,7 @@
 #include <CLI/CLI.hpp>
 #include <iostream>
 
-#include "base/standard_streams.h"
+#include "base/program.h"
 #include "common/usage.h"
 #include "fsck/e2fsck.h"
 #include "fsck/fsck.h"
@@ -96,12 +96,6 @@ int main_program(int argc, char** argv) {
 }  // namespace atomic4::tools
 
 int main(int argc, char** argv) {
-    atomic4::reserve_standard_streams();
-    // What throws here is the option library or the allocator: nothing of ours does.
-    try {
-        return atomic4::tools::main_program(argc, argv);
-    } catch (const std::exception& error) {
-        std::fprintf(stderr, "fsck.atomic4: %s\n", error.what());
-        return atomic4::tools::kFsckOperational;
-    }
+    return atomic4::run_program("fsck.atomic4", atomic4::tools::kFsckOperational,
+                                atomic4::tools::main_program, argc, argv);
 }

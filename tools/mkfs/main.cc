@@ -2,8 +2,8 @@
 #include <CLI/CLI.hpp>
 #include <iostream>
 
+#include "base/program.h"
 #include "base/size_parse.h"
-#include "base/standard_streams.h"
 #include "common/usage.h"
 #include "mkfs/mkfs.h"
 
@@ -103,12 +103,5 @@ int main_program(int argc, char** argv) {
 }  // namespace atomic4::tools
 
 int main(int argc, char** argv) {
-    atomic4::reserve_standard_streams();
-    // What throws here is the option library or the allocator: nothing of ours does.
-    try {
-        return atomic4::tools::main_program(argc, argv);
-    } catch (const std::exception& error) {
-        std::fprintf(stderr, "mkfs.atomic4: %s\n", error.what());
-        return 1;
-    }
+    return atomic4::run_program("mkfs.atomic4", 1, atomic4::tools::main_program, argc, argv);
 }
