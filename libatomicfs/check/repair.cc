@@ -19,11 +19,6 @@ namespace {
 
 constexpr int kRounds = 8;
 
-std::string text_of(const Finding& finding) {
-    return fmt::format("#{} {}: {}: {}", number_of(finding.id), printable(finding.where),
-                       meaning_of(finding.id), finding.detail);
-}
-
 // What comes first: who has which blocks decides what may be freed.
 enum class Phase { Marks, Blocks, Layout };
 
@@ -138,6 +133,8 @@ class Repairs {
     }
 
     Result<> fix(const Finding& finding) {
+        // Whoever is interrupted here leaves work for e2fsck, which takes the mark away.
+        if (round_ == RepairRound::First) A4_CHECK(volume_.mark_for_checking());
         if (is_log(finding.inode) && phase_of(finding.id) == Phase::Layout) return fix_log();
         switch (finding.id) {
             case FindingId::GateMissing:
@@ -323,6 +320,11 @@ class Repairs {
 
 }  // namespace
 
+std::string text_of(const Finding& finding) {
+    return fmt::format("#{} {}: {}: {}", number_of(finding.id), printable(finding.where),
+                       meaning_of(finding.id), finding.detail);
+}
+
 Verdict judge(const Finding& finding, FsckMode mode, FsckTalk& talk) {
     const std::string line = text_of(finding);
     bool asked = false;
@@ -357,8 +359,8 @@ Result<RepairOutcome> repair(Volume& volume, FsckMode mode, RepairRound round, F
     RepairOutcome out;
     Repairs repairs(volume, mode, round, talk, out);
     for (int i = 0;; ++i) {
-        CheckReport report = A4_TRY(
-            check_volume(volume, [&](uint64_t done, uint64_t all) { talk.progress(done, all); }));
+        CheckReport report = A4_TRY(check_volume(
+            volume, [&](uint64_t done, uint64_t all) { return talk.progress(done, all); }));
         const bool changed = A4_TRY(repairs.run(report));
         if (out.stopped || !changed || i + 1 == kRounds) {
             out.set = report.take_protected_set(volume.block_size());

@@ -29,8 +29,8 @@ class FsckTalk {
     virtual void say(const std::string& line) = 0;
     // Ends the line with the question and the answer.
     virtual bool ask(const std::string& line, const std::string& question) = 0;
-    // Of a look at the whole volume.
-    virtual void progress(uint64_t done, uint64_t all) = 0;
+    // Of a look at the whole volume. False: to be stopped.
+    virtual bool progress(uint64_t done, uint64_t all) = 0;
 };
 
 struct RepairOutcome {
@@ -50,8 +50,11 @@ enum class RepairRound {
 };
 
 // The volume was opened for writing with VolumeOptions::damaged_too, its log replayed; for -n it is
-// opened to inspect. An I/O error is an error.
+// opened to inspect. An I/O error is an error; ECANCELED: stopped, by talk, while it looked.
 Result<RepairOutcome> repair(Volume& volume, FsckMode mode, RepairRound round, FsckTalk& talk);
+
+// "#11 /db: a block of an atomic file is free in the bitmap: 4 blocks, the first is 1234"
+std::string text_of(const Finding& finding);
 
 // One finding: says it, decides, and answers whether to put it right now.
 Verdict judge(const Finding& finding, FsckMode mode, FsckTalk& talk);

@@ -73,6 +73,36 @@ class Owners {
     std::map<uint64_t, Owned> owned_;  // by end
 };
 
+// Who is where, of those that may overlap.
+class Places {
+  public:
+    void add(PblkRun run, ext2_ino_t inode) {
+        runs_.push_back({run.start.value(), (run.start + run.length).value(), inode});
+        longest_ = std::max(longest_, run.length.value());
+    }
+    // After the last one.
+    void settle() { std::ranges::sort(runs_, {}, &Run::begin); }
+    // Adds to `found` whose blocks are among these.
+    void find(PblkRun run, std::set<ext2_ino_t>& found) const {
+        const uint64_t begin = run.start.value();
+        const uint64_t end = (run.start + run.length).value();
+        const uint64_t first = begin > longest_ ? begin - longest_ : 0;
+        for (auto it = std::ranges::lower_bound(runs_, first, {}, &Run::begin);
+             it != runs_.end() && it->begin < end; ++it) {
+            if (it->end > begin) found.insert(it->inode);
+        }
+    }
+
+  private:
+    struct Run {
+        uint64_t begin = 0;  // blocks
+        uint64_t end = 0;
+        ext2_ino_t inode = 0;
+    };
+    std::vector<Run> runs_;
+    uint64_t longest_ = 0;  // blocks
+};
+
 void add_part(SharedBlocks& shared, const BlockClaim& claim, PblkRun run) {
     if (shared.parts.empty()) shared.first = run.start;
     shared.count += run.length;
@@ -82,7 +112,12 @@ void add_part(SharedBlocks& shared, const BlockClaim& claim, PblkRun run) {
 class Sharing {
   public:
     Sharing(Volume& volume, const std::set<ext2_ino_t>& broken) : volume_(volume) {
-        for (const ext2_ino_t inode : broken) broken_[inode] = file_claims_of(volume, inode);
+        for (const ext2_ino_t inode : broken) {
+            broken_[inode] = file_claims_of(volume, inode);
+            for (const PblkRun& run : whole_clusters(volume, runs_of(broken_[inode])))
+                places_of_broken_.add(run, inode);
+        }
+        places_of_broken_.settle();
     }
 
     void own(const std::vector<ProtectedFile>& intact) {
@@ -102,11 +137,14 @@ class Sharing {
     void look_at(const ClaimingInode& inode) {
         const ext2_ino_t number = inode.number;
         const bool is_broken = broken_.contains(number);
-        if (!stay_.contains(number)) give_way_to_intact(inode, is_broken);
+        give_way_to_intact(inode, is_broken);
         // Who is broken gives way to all that come; of two, the one with the higher number.
-        for (const auto& [other, claims] : broken_) {
+        std::set<ext2_ino_t> others;
+        for (const PblkRun& run : whole_clusters(volume_, runs_of(inode.claims)))
+            places_of_broken_.find(run, others);
+        for (const ext2_ino_t other : others) {
             if (other == number || (is_broken && other < number)) continue;
-            give_way(other, claims, inode);
+            give_way(other, broken_.at(other), inode);
         }
     }
 
@@ -116,7 +154,10 @@ class Sharing {
     void give_way_to_intact(const ClaimingInode& inode, bool is_broken) {
         std::map<ext2_ino_t, SharedBlocks> found;
         const bool own = is_volumes_own(volume_.fs(), inode.number);
+        // What one that stays claims is its own, but perhaps the block of its xattrs.
+        const bool stays_itself = stay_.contains(inode.number);
         for (const BlockClaim& claim : inode.claims) {
+            if (stays_itself && claim.kind != BlockClaim::Kind::Xattrs) continue;
             owners_.for_each_in(claim.run, [&](PblkRun run, ext2_ino_t stays) {
                 if (stays == inode.number) return;
                 if (own)
@@ -128,7 +169,7 @@ class Sharing {
         for (auto& [intact, shared] : found) {
             shared.stays = own ? inode.number : intact;
             shared.gives_way = own ? intact : inode.number;
-            shared.atomic = own || is_broken || atomic_.contains(inode.number);
+            shared.atomic = own || is_broken || (!stays_itself && atomic_.contains(inode.number));
             shared.own = own;
             shared_.push_back(std::move(shared));
         }
@@ -165,6 +206,7 @@ class Sharing {
     std::set<ext2_ino_t> atomic_;  // the intact ones
     std::set<ext2_ino_t> stay_;
     std::map<ext2_ino_t, std::vector<BlockClaim>> broken_;
+    Places places_of_broken_;
     std::vector<SharedBlocks> shared_;
 };
 
@@ -185,10 +227,13 @@ bool has_lost_its_links(Volume& volume, ext2_ino_t number, const ext2_inode& ino
 
 bool is_volumes_own(ext2_filsys fs, ext2_ino_t number) {
     const ext2_super_block& super = *fs->super;
-    if (number < EXT2_FIRST_INODE(&super)) return number != EXT2_ROOT_INO;
-    return number == super.s_journal_inum || number == super.s_usr_quota_inum ||
-           number == super.s_grp_quota_inum || number == super.s_prj_quota_inum ||
-           number == super.s_orphan_file_inum;
+    // Not s_first_ino: it is 11 everywhere, but where it is damaged.
+    if (number < EXT2_GOOD_OLD_FIRST_INO) return number != EXT2_ROOT_INO;
+    const bool quota = ext2fs_has_feature_quota(fs->super) != 0;
+    return (ext2fs_has_feature_journal(fs->super) && number == super.s_journal_inum) ||
+           (ext2fs_has_feature_orphan_file(fs->super) && number == super.s_orphan_file_inum) ||
+           (quota && (number == super.s_usr_quota_inum || number == super.s_grp_quota_inum ||
+                      number == super.s_prj_quota_inum));
 }
 
 Result<SharingReport> find_shared_blocks(Volume& volume, InodeClaims& claims,

@@ -191,7 +191,7 @@ class Checker {
     // One that the kernel was cutting shorter isn't what it will be.
     Result<> copy_intact(ext2_ino_t number) {
         if (orphans_.contains(number)) return {};
-        auto copy = copy_file(volume_, number, fmt::format("inode {}", number));
+        auto copy = copy_file(volume_, number, {});
         if (!copy && copy.error().code != EUCLEAN) return fail(std::move(copy).error());
         if (!copy || claims_twice(*copy)) {
             add(FindingId::InodeDamaged, number,

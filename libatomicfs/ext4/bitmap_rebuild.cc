@@ -1,5 +1,10 @@
 #include "ext4/bitmap_rebuild.h"
 
+#include <algorithm>
+#include <map>
+#include <memory>
+#include <set>
+
 #include "ext4/block_claims.h"
 #include "ext4/errcode.h"
 #include "ext4/transaction.h"
@@ -21,9 +26,18 @@ struct Claims {
     ext2_ino_t unreadable = 0;
     ext2_ino_t wrong_checksum = 0;
     ext2_ino_t outside = 0;
+    // Metadata that an inode claims, too: nothing is written there.
+    std::set<uint64_t> contested;
 };
 
-Result<Claims> claims_of_all(Volume& volume) {
+constexpr uint64_t kContestedMost = 1 << 16;
+
+// It claims what is reserved for descriptors.
+bool claims_metadata_rightly(ext2_ino_t number) {
+    return number == EXT2_RESIZE_INO;
+}
+
+Result<Claims> claims_of_all(Volume& volume, const std::vector<PblkRun>& also) {
     ext2_filsys fs = volume.fs();
     fs->default_bitmap_type = EXT2FS_BMAP64_RBTREE;
     ext2fs_block_bitmap raw = nullptr;
@@ -38,6 +52,7 @@ Result<Claims> claims_of_all(Volume& volume) {
         if (from < to) ext2fs_mark_block_bitmap_range2(raw, from, static_cast<unsigned>(to - from));
         return from < to && run.length == Blocks(to - from);
     };
+    for (const PblkRun& run : also) mark(run);
     if (ext2fs_has_feature_mmp(fs->super)) mark({Pblk(fs->super->s_mmp_block), Blocks(1)});
     volume.fixed_blocks().for_each_in(
         first, end - 1, [&](uint64_t block, uint64_t n) { mark({Pblk(block), Blocks(n)}); });
@@ -46,7 +61,17 @@ Result<Claims> claims_of_all(Volume& volume) {
     };
     A4_CHECK(for_each_claiming_inode(volume, [&](const ClaimingInode& inode) {
         bool inside = true;
-        for (const BlockClaim& claim : inode.claims) inside = mark(claim.run) && inside;
+        for (const BlockClaim& claim : inode.claims) {
+            inside = mark(claim.run) && inside;
+            if (claims_metadata_rightly(inode.number)) continue;
+            const uint64_t begin = std::max(claim.run.start.value(), first);
+            const uint64_t stop = std::min((claim.run.start + claim.run.length).value(), end);
+            if (begin >= stop) continue;
+            volume.fixed_blocks().for_each_in(begin, stop - 1, [&](uint64_t block, uint64_t n) {
+                for (uint64_t i = 0; i < std::min<uint64_t>(n, kContestedMost); ++i)
+                    claims.contested.insert(block + i);
+            });
+        }
         if (!inode.readable) note(claims.unreadable, inode.number);
         if (!inode.checksum_ok) note(claims.wrong_checksum, inode.number);
         if (!inside) note(claims.outside, inode.number);
@@ -72,11 +97,11 @@ Result<GroupBitmaps::Bits> claims_in(Volume& volume, const Claims& claims, uint3
 
 }  // namespace
 
-Result<> prove_all_bitmaps(Volume& volume, Unclaimed unclaimed) {
+Result<> prove_all_bitmaps(Volume& volume, Unclaimed unclaimed, const std::vector<PblkRun>& also) {
     ext2_filsys fs = volume.fs();
     GroupBitmaps& bitmaps = volume.block_bitmaps();
     const bool exact = unclaimed == Unclaimed::BecomesFree;
-    const Claims claims = A4_TRY(claims_of_all(volume));
+    const Claims claims = A4_TRY(claims_of_all(volume, also));
     bool readable = claims.unreadable == 0 && !has_orphans(fs);
     for (dgrp_t group = 0; group < fs->group_desc_count; ++group)
         readable = readable && !volume.descriptors().is_frozen(group);
@@ -85,6 +110,13 @@ Result<> prove_all_bitmaps(Volume& volume, Unclaimed unclaimed) {
     Transaction transaction(volume);
     std::vector<uint32_t> changed;
     for (dgrp_t group = 0; group < fs->group_desc_count; ++group) {
+        if (claims.contested.contains(ext2fs_block_bitmap_loc(fs, group))) {
+            bitmaps.mark_damaged(
+                group, Error{EUCLEAN, fmt::format("group {}: an inode claims the block of its "
+                                                  "bitmap: the volume needs e2fsck",
+                                                  group)});
+            continue;
+        }
         auto found = bitmaps.get(group);
         if (!found && !bitmaps.is_damaged(group)) return fail(std::move(found).error());
         const bool damaged = !found;
@@ -116,7 +148,7 @@ Result<std::vector<std::string>> rebuild_damaged_bitmaps(Volume& volume) {
     if (has_orphans(fs))
         return fail(EUCLEAN, "the volume lists orphaned inodes: the volume needs e2fsck");
 
-    const Claims claims = A4_TRY(claims_of_all(volume));
+    const Claims claims = A4_TRY(claims_of_all(volume, {}));
     for (const auto& [number, what] : {std::pair{claims.unreadable, "its blocks can't be read"},
                                        std::pair{claims.wrong_checksum, "it has a wrong checksum"},
                                        std::pair{claims.outside, "a block outside the volume"}}) {
@@ -126,6 +158,9 @@ Result<std::vector<std::string>> rebuild_damaged_bitmaps(Volume& volume) {
 
     std::map<uint32_t, GroupBitmaps::Bits> groups;
     for (const auto& [group, why] : bitmaps.damaged()) {
+        if (claims.contested.contains(ext2fs_block_bitmap_loc(fs, group)))
+            return fail(EUCLEAN, "{}, and an inode claims its block: the volume needs e2fsck",
+                        why.message);
         GroupBitmaps::Bits& bits = groups[group] = A4_TRY(bitmaps.read_unproved(group));
         const GroupBitmaps::Bits claimed = A4_TRY(claims_in(volume, claims, group));
         for (size_t i = 0; i < bits.size(); ++i) bits[i] |= claimed[i];

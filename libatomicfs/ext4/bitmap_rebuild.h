@@ -31,8 +31,10 @@ namespace atomic4 {
 //
 // BecomesFree: what no inode claims is free, where there is no room otherwise. EUCLEAN, and nothing
 // changed, if an inode can't be read to its end or a descriptor is damaged, or there are orphans.
+// also: what is claimed besides, by an inode that is not written yet.
 enum class Unclaimed { StaysUsed, BecomesFree };
-Result<> prove_all_bitmaps(Volume& volume, Unclaimed unclaimed = Unclaimed::StaysUsed);
+Result<> prove_all_bitmaps(Volume& volume, Unclaimed unclaimed = Unclaimed::StaysUsed,
+                           const std::vector<PblkRun>& also = {});
 
 // All groups that were found damaged so far, in an operation of its own. Returns what was done, a
 // line a group; empty: there was nothing to do. EUCLEAN: not provable, nothing changed.

@@ -122,8 +122,9 @@ bool add_indirect(ext2_filsys fs, ext2_ino_t number, std::vector<BlockClaim>& cl
 bool add_mapping(ext2_filsys fs, ext2_ino_t number, ext2_inode& inode,
                  std::vector<BlockClaim>& claims) {
     if ((inode.i_flags & EXT4_INLINE_DATA_FL) != 0) return true;
-    // Of what is no file by its mode the mapping may be one all the same.
-    const bool by_mode = ext2fs_inode_has_valid_blocks2(fs, &inode) != 0;
+    // Of what is no file by its mode the mapping may be one all the same; the inode of bad blocks
+    // has none.
+    const bool by_mode = number == EXT2_BAD_INO || ext2fs_inode_has_valid_blocks2(fs, &inode) != 0;
     if ((inode.i_flags & EXT4_EXTENTS_FL) != 0)
         return add_extents_in_inode(inode, claims) || add_extent_tree(fs, number, inode, claims);
     return !by_mode || add_indirect(fs, number, claims);
@@ -175,8 +176,9 @@ bool is_all_zero(std::span<const std::byte> bytes) {
 
 extern "C" errcode_t atomic4_group_done(ext2_filsys fs, ext2_inode_scan, dgrp_t group,
                                         void* on_group) {
-    (*static_cast<const OnGroup*>(on_group))(uint64_t{group} + 1, fs->group_desc_count);
-    return 0;
+    const bool go_on =
+        (*static_cast<const OnGroup*>(on_group))(uint64_t{group} + 1, fs->group_desc_count);
+    return go_on ? 0 : ECANCELED;
 }
 
 }  // namespace

@@ -38,8 +38,8 @@ struct ClaimingInode {
 // Of each inode that is in use and claims blocks, or is marked as atomic, or has a wrong checksum;
 // in order.
 using OnInode = std::function<void(const ClaimingInode&)>;
-// After each block group: how many of them are done.
-using OnGroup = std::function<void(uint64_t done, uint64_t groups)>;
+// After each block group: how many of them are done. False ends it, with ECANCELED.
+using OnGroup = std::function<bool(uint64_t done, uint64_t groups)>;
 // EUCLEAN: an inode table is not where it can be.
 Result<> for_each_claiming_inode(Volume& volume, const OnInode& visit, const OnGroup& done = {});
 

@@ -63,6 +63,11 @@ int errno_of(errcode_t code) {
         case EXT2_ET_BAD_EA_BLOCK_NUM:
         case EXT2_ET_EXPAND_DIR_ERR:
         case EXT2_ET_EXTENT_INVALID_LENGTH:
+        case EXT2_ET_EXTENT_CYCLE:
+        case EXT2_ET_EXTENT_NOT_SUPPORTED:
+        case EXT2_ET_INODE_CORRUPTED:
+        case EXT2_ET_EA_INODE_CORRUPTED:
+        case EXT2_ET_FILESYSTEM_CORRUPTED:
             return EUCLEAN;
         default:
             return EIO;

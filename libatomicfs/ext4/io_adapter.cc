@@ -150,12 +150,15 @@ errcode_t IoAdapter::keep(const Error& error) {
 errcode_t IoAdapter::read(io_channel channel, unsigned long long block, int count, void* data) {
     const uint64_t size = static_cast<uint64_t>(channel->block_size);
     // Damaged metadata may name any block; multiplying must not wrap back into the device.
+    const bool beyond = block >= device_.size().value() / size;
+    if (beyond && expects_damage_) return EUCLEAN;
     if (block > ~uint64_t{0} / size) return keep(Error{EUCLEAN, "block number out of range"});
     const auto done =
         device_.read(ByteOffset(block * size),
                      std::span(static_cast<std::byte*>(data), bytes_of(channel, count)));
     if (done) return 0;
     // Beyond the device's end: what named that block is damaged.
+    if (done.error().code == EINVAL && expects_damage_) return EUCLEAN;
     const errcode_t code = keep(done.error());
     return code == EINVAL ? EUCLEAN : code;
 }

@@ -36,6 +36,9 @@ class IoAdapter {
     // size of blocks). The adapter must outlive the filesystem.
     errcode_t open_through(int flags, ext2_filsys* fs, uint64_t superblock = 0,
                            Bytes block_size = Bytes(0));
+    // For those who look at damaged volumes: that something points beyond the device's end is an
+    // answer (EUCLEAN), and not latched.
+    void expect_damage() { expects_damage_ = true; }
     // The adapter under an open filesystem.
     static IoAdapter& of(ext2_filsys fs);
 
@@ -47,6 +50,7 @@ class IoAdapter {
   private:
     errcode_t keep(const Error& error);
     Device& device_;
+    bool expects_damage_ = false;
     std::optional<Error> latched_;
 };
 

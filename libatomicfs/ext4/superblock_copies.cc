@@ -58,10 +58,7 @@ bool says_that_it_lies_at(const SuperblockPlace& place, const ext2_super_block& 
     if (group * super.s_blocks_per_group + super.s_first_data_block != place.block ||
         super.s_block_group_nr != std::min<uint64_t>(group, 0xffff))
         return false;
-    const auto summed =
-        std::as_bytes(std::span(&super, 1)).first(offsetof(ext2_super_block, s_checksum));
-    return (super.s_feature_ro_compat & EXT4_FEATURE_RO_COMPAT_METADATA_CSUM) == 0 ||
-           super.s_checksum == crc32c(~uint32_t{0}, summed);
+    return superblock_checksum_is_right(super);
 }
 
 ByteOffset copy_offset(ext2_filsys fs, uint32_t group) {
@@ -69,6 +66,23 @@ ByteOffset copy_offset(ext2_filsys fs, uint32_t group) {
 }
 
 }  // namespace
+
+bool has_superblock_copy(const ext2_super_block& super, uint32_t group) {
+    if (group == 0) return true;
+    if ((super.s_feature_compat & EXT4_FEATURE_COMPAT_SPARSE_SUPER2) != 0)
+        return group == super.s_backup_bgs[0] || group == super.s_backup_bgs[1];
+    if (group <= 1 || (super.s_feature_ro_compat & EXT2_FEATURE_RO_COMPAT_SPARSE_SUPER) == 0)
+        return true;
+    return group % 2 == 1 &&
+           (is_power_of(group, 3) || is_power_of(group, 5) || is_power_of(group, 7));
+}
+
+bool superblock_checksum_is_right(const ext2_super_block& super) {
+    const auto summed =
+        std::as_bytes(std::span(&super, 1)).first(offsetof(ext2_super_block, s_checksum));
+    return (super.s_feature_ro_compat & EXT4_FEATURE_RO_COMPAT_METADATA_CSUM) == 0 ||
+           super.s_checksum == crc32c(~uint32_t{0}, summed);
+}
 
 Result<> write_primary_superblock(ext2_filsys fs, Device& device) {
     std::vector<std::byte> block(kPrimaryWrite);

@@ -31,6 +31,11 @@ struct BackupSuperblock {
     bool gate = false;
 };
 
+// Whether a group has a copy: ext2fs_bg_has_super(), which wants an open filesystem.
+bool has_superblock_copy(const ext2_super_block& super, uint32_t group);
+// With a right checksum, or without metadata_csum.
+bool superblock_checksum_is_right(const ext2_super_block& super);
+
 // Which copies to look at. Without sparse_super every group has one, and reading all of them takes
 // longer than an opening may.
 enum class Copies {

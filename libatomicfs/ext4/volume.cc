@@ -242,6 +242,7 @@ Result<> Volume::load() {
         return bad_superblock_checksum(superblock_proof_->why);
     A4_CHECK(check_errcode(code, "not a usable ext4 volume"));
     fs_->priv_data = this;
+    if (options_.damaged_too) adapter_.expect_damage();
     staging_.set_block_size(block_size());
 
     ext2_super_block& super = *fs_->super;
@@ -251,7 +252,9 @@ Result<> Volume::load() {
         super.s_clusters_per_group > fs_->blocksize * 8 || super.s_log_groups_per_flex > 31 ||
         uint64_t{super.s_blocks_per_group} != uint64_t{super.s_clusters_per_group}
                                                   << fs_->cluster_ratio_bits ||
-        super.s_first_data_block != first_data_block(super))
+        super.s_first_data_block != first_data_block(super) ||
+        EXT2_FIRST_INODE(&super) < EXT2_GOOD_OLD_FIRST_INO ||
+        EXT2_FIRST_INODE(&super) > super.s_inodes_count)
         return fail(EUCLEAN, "the superblock is damaged: the volume needs e2fsck");
     if (ext2fs_blocks_count(&super) > device_->size().value() / fs_->blocksize) {
         return fail(EUCLEAN,
@@ -295,7 +298,7 @@ Result<> Volume::load() {
     }
     set_up_allocation();
     // A crash while enabling can leave the gate in the backups only: complete it.
-    if (writing && gate_ && attr_) {
+    if (writing && gate_ && attr_ && !options_.damaged_too) {
         bool everywhere = gate_in_primary();
         for (const BackupSuperblock& backup : backups_)
             everywhere = everywhere && (backup.gate || !backup.valid);
@@ -496,6 +499,13 @@ Result<> Volume::write_gate(bool on) {
     gate_ = on;
     for (BackupSuperblock& backup : backups_) backup = {backup.group, true, false, on};
     return {};
+}
+
+Result<> Volume::mark_for_checking() {
+    if ((fs_->super->s_state & EXT2_ERROR_FS) != 0) return {};
+    fs_->super->s_state |= EXT2_ERROR_FS;
+    A4_CHECK(write_primary_superblock(fs_, *device_));
+    return device_->flush();
 }
 
 Result<> Volume::write_needs_replay(bool on) {

@@ -52,7 +52,8 @@ struct VolumeOptions {
     // elsewhere are no obstacle.
     bool recovering = false;
     // For fsck: whatever errors are recorded or stand in the descriptors. Only a journal that needs
-    // recovery is an obstacle: what it holds is not read from metadata.
+    // recovery is an obstacle: what it holds is not read from metadata. Nor is a gate completed: it
+    // is a finding.
     bool damaged_too = false;
     // Take away the mark that a crash of atomic4 or e2fsck left in the MMP block (mmp.h). Only
     // where somebody has said that it was one.
@@ -107,6 +108,8 @@ class Volume {
     Result<> write_gate(bool on);
     // Sets or clears the needs-replay bit durably in the primary superblock.
     Result<> write_needs_replay(bool on);
+    // Durably in the primary: it has errors, so that whoever comes next checks it.
+    Result<> mark_for_checking();
     // Stages the volume attribute; an operation must be open.
     Result<> stage_attr(const std::optional<VolumeAttr>& attr);
     // What the attribute was before an operation that is aborted.

@@ -2,13 +2,17 @@
 
 #include <algorithm>
 #include <cstring>
+#include <map>
+#include <set>
 
 #include "ext4/bitmap_rebuild.h"
+#include "ext4/block_claims.h"
 #include "ext4/format.h"
 #include "ext4/layout_plan.h"
 #include "ext4/path.h"
 #include "ext4/transaction.h"
 #include "ext4/xattr.h"
+#include "writer/move_blocks.h"
 
 namespace atomic4 {
 
@@ -59,6 +63,35 @@ Result<std::string> change_of(Volume& volume, const ProtectedFile& file) {
     return difference(file.mappings, joined(*mapped));
 }
 
+std::vector<PblkRun> runs_of(const ProtectedFile& file) {
+    std::vector<PblkRun> runs;
+    for (const Mapping& mapping : file.mappings) runs.push_back({mapping.pblk, mapping.length});
+    for (const ProtectedFile::Node& node : file.nodes) runs.push_back({node.block, Blocks(1)});
+    return runs;
+}
+
+// What of these blocks has come to others than those whose they are here.
+Result<std::map<ext2_ino_t, std::vector<BlockClaim>>> claimed_by_others(
+    Volume& volume, const std::map<ext2_ino_t, std::vector<PblkRun>>& owners) {
+    std::map<ext2_ino_t, std::vector<BlockClaim>> theirs;
+    A4_CHECK(for_each_claiming_inode(volume, [&](const ClaimingInode& inode) {
+        if (owners.contains(inode.number)) return;
+        for (const BlockClaim& claim : inode.claims) {
+            for (const auto& [owner, runs] : owners) {
+                for (const PblkRun& run : runs) {
+                    const Pblk from = std::max(claim.run.start, run.start);
+                    const Pblk to =
+                        std::min(claim.run.start + claim.run.length, run.start + run.length);
+                    if (from >= to) continue;
+                    theirs[inode.number].push_back(
+                        {claim.kind, claim.lblk + (from - claim.run.start), {from, to - from}});
+                }
+            }
+        }
+    }));
+    return theirs;
+}
+
 }  // namespace
 
 Result<ProtectedSet> protect_atomic_files(Volume& volume) {
@@ -67,8 +100,8 @@ Result<ProtectedSet> protect_atomic_files(Volume& volume) {
     std::vector<ProtectedFile> files;
     for (const ext2_ino_t number : inodes) {
         const auto path = paths.find(number);
-        files.push_back(A4_TRY(copy_file(
-            volume, number, path == paths.end() ? fmt::format("inode {}", number) : path->second)));
+        files.push_back(
+            A4_TRY(copy_file(volume, number, path == paths.end() ? std::string() : path->second)));
     }
     return ProtectedSet(std::move(files), volume.block_size());
 }
@@ -77,10 +110,21 @@ Result<std::vector<FileChange>> changes_in(Volume& volume, const ProtectedSet& s
     std::vector<FileChange> changes;
     for (size_t i = 0; i < set.files().size(); ++i) {
         const ProtectedFile& file = set.files()[i];
-        const std::string change = A4_TRY(change_of(volume, file));
-        if (!change.empty())
-            changes.push_back(
-                {i, fmt::format("{} (inode {}): {}", file.path, file.number, change)});
+        std::string change = A4_TRY(change_of(volume, file));
+        if (!change.empty()) changes.push_back({i, std::move(change)});
+    }
+    std::set<ext2_ino_t> unnamed;
+    for (const FileChange& change : changes) {
+        const ProtectedFile& file = set.files()[change.file];
+        if (file.path.empty()) unnamed.insert(file.number);
+    }
+    // Directories may be damaged, too.
+    const auto paths = paths_of(volume, std::move(unnamed));
+    for (FileChange& change : changes) {
+        const ProtectedFile& file = set.files()[change.file];
+        std::string path = file.path;
+        if (path.empty() && paths && paths->contains(file.number)) path = paths->at(file.number);
+        change.text = fmt::format("{}: {}", name_of_file(path, file.number), change.text);
     }
     return changes;
 }
@@ -88,10 +132,19 @@ Result<std::vector<FileChange>> changes_in(Volume& volume, const ProtectedSet& s
 Result<> put_back(Volume& volume, const ProtectedSet& set, const std::vector<FileChange>& changes) {
     ext2_filsys fs = volume.fs();
     Device& device = volume.device();
+    std::map<ext2_ino_t, std::vector<PblkRun>> runs;
+    std::vector<PblkRun> all;
+    for (const FileChange& change : changes) {
+        const ProtectedFile& file = set.files()[change.file];
+        runs[file.number] = runs_of(file);
+        all.insert(all.end(), runs[file.number].begin(), runs[file.number].end());
+    }
     // Whoever is interrupted here leaves a volume that has to be checked.
-    fs->super->s_state |= EXT2_ERROR_FS;
-    A4_CHECK(write_primary_superblock(fs, device));
-    A4_CHECK(device.flush());
+    A4_CHECK(volume.mark_for_checking());
+    // No inode points at what the bitmaps call free, not even between two writes.
+    A4_CHECK(prove_all_bitmaps(volume, Unclaimed::StaysUsed, all));
+    for (const auto& [number, parts] : A4_TRY(claimed_by_others(volume, runs)))
+        A4_CHECK(move_blocks(volume, number, parts, Blocks(1)));
     for (const FileChange& change : changes) {
         const ProtectedFile& file = set.files()[change.file];
         for (const ProtectedFile::Node& node : file.nodes) {
@@ -106,7 +159,6 @@ Result<> put_back(Volume& volume, const ProtectedSet& set, const std::vector<Fil
     }
     A4_CHECK(device.flush());
     ext2fs_flush_icache(fs);
-    A4_CHECK(prove_all_bitmaps(volume));
     for (const FileChange& change : changes) {
         const ProtectedFile& file = set.files()[change.file];
         const auto state = read_file(volume, file.number);

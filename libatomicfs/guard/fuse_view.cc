@@ -22,7 +22,7 @@ constexpr unsigned kRequestMax = 1 << 20;
 struct Served {
     Device* device = nullptr;
     std::function<void()> on_refusal{};
-    bool refused = false;
+    bool refused = false;  // for good
     std::vector<std::byte> buffer{};
 };
 
@@ -51,11 +51,12 @@ void on_getattr(fuse_req_t request, fuse_ino_t, fuse_file_info*) {
     fuse_reply_attr(request, &stat, 86400.0);
 }
 
-// resize2fs cuts the file to a size that it has; anything else would change what there is.
+// resize2fs cuts an image to the size of its file system: the view stays as long as the device is,
+// which does no harm. It doesn't grow.
 void on_setattr(fuse_req_t request, fuse_ino_t, struct stat* wanted, int which, fuse_file_info*) {
     struct stat stat;
     fill_stat(*served(request).device, stat);
-    if ((which & FUSE_SET_ATTR_SIZE) != 0 && wanted->st_size != stat.st_size) {
+    if ((which & FUSE_SET_ATTR_SIZE) != 0 && wanted->st_size > stat.st_size) {
         fuse_reply_err(request, EPERM);
         return;
     }
@@ -87,6 +88,10 @@ void on_read(fuse_req_t request, fuse_ino_t, size_t size, off_t offset, fuse_fil
 void on_write(fuse_req_t request, fuse_ino_t, const char* bytes, size_t size, off_t offset,
               fuse_file_info*) {
     Served& it = served(request);
+    if (it.refused) {
+        fuse_reply_err(request, EPERM);
+        return;
+    }
     const auto done = it.device->write(ByteOffset(static_cast<uint64_t>(offset)),
                                        std::span(reinterpret_cast<const std::byte*>(bytes), size));
     if (done) {

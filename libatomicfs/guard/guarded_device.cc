@@ -24,8 +24,8 @@ const char* to_text(Protection protection) {
 }  // namespace
 
 std::string Refusal::to_text() const {
-    return fmt::format("a write of {} bytes at {} would change block {}, {} of {} (inode {})",
-                       length, offset, block, atomic4::to_text(protection), path, inode);
+    return fmt::format("a write of {} bytes at {} would change block {}, {} of {}", length, offset,
+                       block, atomic4::to_text(protection), name_of_file(path, inode));
 }
 
 Result<> GuardedDevice::refuse(ByteOffset offset, Bytes length, const ProtectedRange& range) {

@@ -6,7 +6,7 @@
 #include <signal.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
-#include <sys/signalfd.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -15,33 +15,27 @@
 #include <atomic>
 #include <cstdlib>
 
+#include "base/held_signals.h"
 #include "guard/fuse_view.h"
 
 namespace atomic4 {
 
 namespace {
 
-// SIGINT and SIGTERM come through a descriptor for as long as this lives.
-class HeldSignals {
+// A parent that ignored SIGCHLD would have our child vanish, and its exit status with it.
+class ChildrenAreWaitedFor {
   public:
-    HeldSignals() {
-        sigset_t held;
-        sigemptyset(&held);
-        sigaddset(&held, SIGINT);
-        sigaddset(&held, SIGTERM);
-        ::pthread_sigmask(SIG_BLOCK, &held, &before_);
-        fd_ = UniqueFd(::signalfd(-1, &held, SFD_CLOEXEC | SFD_NONBLOCK));
+    ChildrenAreWaitedFor() {
+        struct sigaction plain{};
+        plain.sa_handler = SIG_DFL;
+        ::sigaction(SIGCHLD, &plain, &before_);
     }
-    ~HeldSignals() { ::pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
-    HeldSignals(const HeldSignals&) = delete;
-    HeldSignals& operator=(const HeldSignals&) = delete;
-
-    int fd() const { return fd_.get(); }
-    const sigset_t& before() const { return before_; }
+    ~ChildrenAreWaitedFor() { ::sigaction(SIGCHLD, &before_, nullptr); }
+    ChildrenAreWaitedFor(const ChildrenAreWaitedFor&) = delete;
+    ChildrenAreWaitedFor& operator=(const ChildrenAreWaitedFor&) = delete;
 
   private:
-    sigset_t before_{};
-    UniqueFd fd_;
+    struct sigaction before_{};
 };
 
 // What went wrong in the child before it was the tool.
@@ -53,6 +47,8 @@ struct Failure {
 struct Child {
     int mount;  // to be moved
     const char* path;
+    const char* name;  // of the same, as it was given
+    bool quiet;
     char* const* arguments;
     pid_t parent;
     int failures;  // a pipe that exec closes
@@ -75,6 +71,19 @@ struct Child {
         give_up(Failure::Namespace);
     if (::move_mount(it.mount, "", AT_FDCWD, it.path, MOVE_MOUNT_F_EMPTY_PATH) != 0)
         give_up(Failure::Cover);
+    // A name that leads to the device by another way would lead past the view.
+    struct stat view{};
+    struct stat named{};
+    if (::stat(it.path, &view) != 0 || ::stat(it.name, &named) != 0) give_up(Failure::Cover);
+    if (view.st_dev != named.st_dev || view.st_ino != named.st_ino) {
+        errno = ELOOP;
+        give_up(Failure::Cover);
+    }
+    const int nowhere = it.quiet ? ::open("/dev/null", O_WRONLY | O_CLOEXEC) : -1;
+    if (nowhere >= 0) {
+        ::dup2(nowhere, STDOUT_FILENO);
+        ::dup2(nowhere, STDERR_FILENO);
+    }
     ::pthread_sigmask(SIG_SETMASK, &it.signals, nullptr);
     ::execvp(it.arguments[0], it.arguments);
     give_up(Failure::Program);
@@ -117,13 +126,13 @@ class Tool {
     std::atomic<bool> refused_{false};
 };
 
-GuardedExit watch(pid_t child, const HeldSignals& signals, const Tool& tool) {
+Result<GuardedExit> watch(pid_t child, const HeldSignals& signals, const Tool& tool) {
     GuardedExit result;
     std::array<pollfd, 2> events{{{tool.process(), POLLIN, 0}, {signals.fd(), POLLIN, 0}}};
     for (;;) {
         if (::poll(events.data(), events.size(), -1) < 0) continue;
         signalfd_siginfo info;
-        while (::read(signals.fd(), &info, sizeof info) == sizeof info) {
+        while (signals.take(info)) {
             result.interrupted = true;
             // From the terminal the tool has it already.
             if (info.ssi_code != SI_KERNEL) tool.kill(static_cast<int>(info.ssi_signo));
@@ -131,7 +140,8 @@ GuardedExit watch(pid_t child, const HeldSignals& signals, const Tool& tool) {
         if (events[0].revents != 0) break;
     }
     int status = 0;
-    while (::waitpid(child, &status, 0) < 0 && errno == EINTR) {
+    while (::waitpid(child, &status, 0) < 0) {
+        if (errno != EINTR) return fail(Error::from_errno(errno, "waitpid"));
     }
     if (WIFSIGNALED(status)) result.signal = WTERMSIG(status);
     if (WIFEXITED(status)) result.status = WEXITSTATUS(status);
@@ -141,13 +151,14 @@ GuardedExit watch(pid_t child, const HeldSignals& signals, const Tool& tool) {
 }  // namespace
 
 Result<GuardedExit> run_guarded(GuardedDevice& device, const std::string& path,
-                                const std::vector<std::string>& arguments) {
+                                const std::vector<std::string>& arguments, Output output) {
     char* real = ::realpath(path.c_str(), nullptr);
     if (real == nullptr) return fail(Error::from_errno(errno, path));
     const std::string covered = real;
     std::free(real);
 
-    HeldSignals signals;
+    const HeldSignals signals;
+    const ChildrenAreWaitedFor waited_for;
     Tool tool;
     const auto view = A4_TRY(FuseView::start(device, [&tool] { tool.refused(); }));
     std::array<int, 2> ends{};
@@ -159,8 +170,8 @@ Result<GuardedExit> run_guarded(GuardedDevice& device, const std::string& path,
     for (const std::string& argument : arguments)
         argv.push_back(const_cast<char*>(argument.c_str()));
     argv.push_back(nullptr);
-    const Child child{view->mount(), covered.c_str(), argv.data(),
-                      ::getpid(),    writing.get(),   signals.before()};
+    const Child child{view->mount(), covered.c_str(), path.c_str(),  output == Output::Nowhere,
+                      argv.data(),   ::getpid(),      writing.get(), signals.for_a_program()};
     const pid_t pid = ::fork();
     if (pid < 0) return fail(Error::from_errno(errno, "fork"));
     if (pid == 0) become_the_tool(child);
@@ -174,10 +185,10 @@ Result<GuardedExit> run_guarded(GuardedDevice& device, const std::string& path,
     writing.reset();
     Failure failure;
     const bool failed = ::read(reading.get(), &failure, sizeof failure) == sizeof failure;
-    GuardedExit result = watch(pid, signals, tool);
+    auto result = watch(pid, signals, tool);
     view->wait();
-    result.refused = tool.was_refused();
     if (failed) return fail(explain(failure, path, arguments.front()));
+    if (result) result->refused = tool.was_refused();
     return result;
 }
 

@@ -28,7 +28,10 @@ struct GuardedExit {
 
 // arguments: of execvp(3), the program first. path: the device's or image's, as the arguments name
 // it (or a link to it). ENOENT: there is no such program; the view's own errors (no /dev/fuse).
+// ELOOP: the view can't be laid over that name (/dev/fd/7).
+enum class Output { Ours, Nowhere };
 Result<GuardedExit> run_guarded(GuardedDevice& device, const std::string& path,
-                                const std::vector<std::string>& arguments);
+                                const std::vector<std::string>& arguments,
+                                Output output = Output::Ours);
 
 }  // namespace atomic4

@@ -75,6 +75,11 @@ Pblk ProtectedSet::end() const {
     return Pblk(end / block_size_.value());
 }
 
+std::string name_of_file(const std::string& path, ext2_ino_t number) {
+    return path.empty() ? fmt::format("inode {}", number)
+                        : fmt::format("{} (inode {})", path, number);
+}
+
 Result<ProtectedFile> copy_file(Volume& volume, ext2_ino_t number, std::string path) {
     const FileState state = A4_TRY(read_file(volume, number));
     ext2_filsys fs = volume.fs();

@@ -17,7 +17,7 @@ namespace atomic4 {
 
 struct ProtectedFile {
     ext2_ino_t number = 0;
-    std::string path;  // "inode 15" if it has none
+    std::string path;  // empty: not looked up, or it has none
     std::optional<Bytes> unit;
     std::vector<std::byte> inode;  // all of its bytes in the table
     ByteOffset inode_at;
@@ -64,6 +64,9 @@ class ProtectedSet {
     std::vector<ProtectedRange> ranges_;
     Bytes block_size_{4096};
 };
+
+// "/db (inode 15)", or "inode 15" without a path.
+std::string name_of_file(const std::string& path, ext2_ino_t number);
 
 // Copies a file, which must be sound: EUCLEAN otherwise.
 Result<ProtectedFile> copy_file(Volume& volume, ext2_ino_t number, std::string path);

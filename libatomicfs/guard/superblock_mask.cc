@@ -52,22 +52,6 @@ uint64_t blocks_of(const ext2_super_block& super) {
     return blocks;
 }
 
-bool is_power_of(uint32_t value, uint32_t base) {
-    while (value % base == 0) value /= base;
-    return value == 1;
-}
-
-// ext2fs_bg_has_super(), which wants an open file system.
-bool wants_copy(const ext2_super_block& super, uint32_t group) {
-    if (group == 0) return true;
-    if ((super.s_feature_compat & EXT4_FEATURE_COMPAT_SPARSE_SUPER2) != 0)
-        return group == super.s_backup_bgs[0] || group == super.s_backup_bgs[1];
-    if (group <= 1 || (super.s_feature_ro_compat & EXT2_FEATURE_RO_COMPAT_SPARSE_SUPER) == 0)
-        return true;
-    return group % 2 == 1 &&
-           (is_power_of(group, 3) || is_power_of(group, 5) || is_power_of(group, 7));
-}
-
 bool plausible(const ext2_super_block& super) {
     return super.s_magic == EXT2_SUPER_MAGIC && super.s_log_block_size <= 6 &&
            super.s_blocks_per_group != 0;
@@ -82,20 +66,23 @@ Result<std::unique_ptr<SuperblockMask>> SuperblockMask::make(
     if (below.size().value() < kPrimary + kSuperSize)
         return fail(EINVAL, "{}: not an ext4 volume: too small", below.name());
     A4_CHECK(below.read(ByteOffset(kPrimary), copy));
-    if (plausible(super_in(copy))) {
-        mask->learn_geometry(copy);
-        return mask;
-    }
+    mask->learn_geometry(copy);
+    if (mask->geometry_.s_magic == EXT2_SUPER_MAGIC) return mask;
     const auto copies = A4_TRY(find_backup_superblocks(below, told));
     if (!copies.empty()) {
         mask->geometry_ = copies.front().super;
         return mask;
     }
+    // At least its word.
+    mask->geometry_ = super_in(copy);
+    if (plausible(mask->geometry_)) return mask;
     return fail(EINVAL, "{}: not an ext4 volume: no superblock where one should be", below.name());
 }
 
+// One that is damaged, or half of an update, says nothing.
 void SuperblockMask::learn_geometry(const Copy& primary) {
-    if (plausible(super_in(primary))) geometry_ = super_in(primary);
+    if (plausible(super_in(primary)) && superblock_checksum_is_right(super_in(primary)))
+        geometry_ = super_in(primary);
 }
 
 // Of [begin, end): the places where a superblock can lie.
@@ -124,7 +111,8 @@ bool SuperblockMask::is_copy(const Place& place, const Copy& contents) const {
     const ext2_super_block& super = super_in(contents);
     const uint64_t first_block =
         geometry_.s_first_data_block + uint64_t{place.group} * geometry_.s_blocks_per_group;
-    if (first_block < blocks_of(geometry_) && wants_copy(geometry_, place.group)) return true;
+    if (first_block < blocks_of(geometry_) && has_superblock_copy(geometry_, place.group))
+        return true;
     return std::memcmp(super.s_uuid, geometry_.s_uuid, sizeof super.s_uuid) == 0 &&
            super.s_block_group_nr == std::min<uint32_t>(place.group, 0xffff);
 }
@@ -152,12 +140,16 @@ Result<SuperblockMask::Copy> SuperblockMask::put_back(const Place& place, const 
         return fail(EPERM, "{}: a write that destroys the superblock is refused", name());
     }
     Copy down = wanted;
-    uint32_t needs_replay = 0;
-    if (place.offset == kPrimary && has_magic(old))
-        needs_replay = super_in(old).s_feature_incompat & kFeatureIncompatNeedsReplay;
-    if (place.offset == kPrimary && needs_replay_) needs_replay = kFeatureIncompatNeedsReplay;
+    const bool was_live =
+        has_magic(old) && (super_in(old).s_feature_incompat & kFeatureIncompatNeedsReplay) != 0;
+    const bool live = place.offset == kPrimary && (was_live || live_since_);
+    const uint32_t needs_replay = live ? kFeatureIncompatNeedsReplay : 0;
     set_bits(down, kFeatureCompatAtomic4, needs_replay);
-    if (keep_mount_count_ && place.offset == kPrimary && has_magic(old)) {
+    if (live && live_since_) {
+        super_in(down).s_mnt_count = static_cast<uint16_t>(live_since_->mount_count);
+        super_in(down).s_mtime = static_cast<uint32_t>(live_since_->mount_time);
+        super_in(down).s_mtime_hi = static_cast<uint8_t>(live_since_->mount_time >> 32);
+    } else if (live) {
         super_in(down).s_mnt_count = super_in(old).s_mnt_count;
         super_in(down).s_mtime = super_in(old).s_mtime;
         super_in(down).s_mtime_hi = super_in(old).s_mtime_hi;

@@ -14,8 +14,12 @@
 // volume and this group, such as those that a growing resize2fs writes before the primary knows of
 // them.
 //
-// Refused (EPERM): to destroy the primary (the magic number), and to write anything else while the
-// magic number of a copy on disk says that it is none is none of our business: it goes through.
+// While the needs-replay bit is set the primary keeps its mount count and time of mount, too: live
+// records know by them that nobody has mounted the volume since (redo/replay.h), and e2fsck counts
+// from 0 again.
+//
+// Refused (EPERM): to take the magic number from the primary. Elsewhere a write that makes a copy
+// into something else goes through.
 //
 // Units: bytes of the device. Threads: one, as Device.
 #pragma once
@@ -39,12 +43,14 @@ class SuperblockMask final : public Device {
     // told: where a copy is known to lie, if the primary is none.
     static Result<std::unique_ptr<SuperblockMask>> make(
         Device& below, const std::optional<SuperblockPlace>& told = std::nullopt);
-    // The primary keeps its mount count and time of mount, too: live records know by them that
-    // nobody has mounted the volume since (redo/replay.h), and e2fsck counts from 0 again.
-    void keep_mount_count() { keep_mount_count_ = true; }
-    // The primary has the needs-replay bit from now on, although it may be too damaged to say so:
-    // no kernel is to mount the volume while records are live.
-    void needs_replay() { needs_replay_ = true; }
+    // The volume's last mount before the records that are live.
+    struct LastMount {
+        uint64_t mount_time = 0;  // seconds
+        uint32_t mount_count = 0;
+    };
+    // Records are live, although the primary may be too damaged to say so: it gets the needs-replay
+    // bit from now on, and this mount.
+    void records_are_live(LastMount since) { live_since_ = since; }
 
     Result<> read(ByteOffset offset, std::span<std::byte> into) override;
     Result<> write(ByteOffset offset, std::span<const std::byte> from) override;
@@ -82,8 +88,7 @@ class SuperblockMask final : public Device {
     // Copies that tools see otherwise than what is on disk would show: half of an update.
     std::map<uint64_t, Copy> pending_;
     uint64_t writes_masked_ = 0;
-    bool keep_mount_count_ = false;
-    bool needs_replay_ = false;
+    std::optional<LastMount> live_since_;
 };
 
 }  // namespace atomic4

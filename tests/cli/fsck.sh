@@ -2,7 +2,7 @@
 # missing.
 . "$(dirname "$0")/lib.sh"
 need_root
-need_program script python3
+need_program script python3 strace
 [ -c /dev/fuse ] || skip "no /dev/fuse"
 
 debug() { debugfs -w -R "$2" "$1" >/dev/null 2>&1; }
@@ -171,3 +171,35 @@ ln -s "$(command -v sleep)" tools/
 expect_status 32 env PATH="$T/tools" "$fsck" -fy free.img
 check_clean free.img
 grep -q "atomic4-guard" /proc/self/mounts && die "a view is left" || true
+
+# The same during our own passes, at any read or write: it stops there, or had not far to go.
+copy_image sound.img broken.img
+debug broken.img "sif <$db> generation 0"
+debug broken.img "write free.img other"
+stopped=0
+for call in pread64 pwrite64; do
+    for ((when = 1; when <= 2000; when += when < 20 ? 3 : when / 3)); do
+        copy_image broken.img vol.img
+        capture strace -qq -o /dev/null -e trace=$call -e "inject=$call:signal=INT:when=$when" \
+            fsck.atomic4 -fy vol.img
+        case $STATUS in
+            0 | 1 | 130) ;;  # done, or not begun
+            32 | 33) stopped=$((stopped + 1)) ;;
+            *) show_output && die "SIGINT at $call $when: exit status $STATUS" ;;
+        esac
+        # Who comes next sees that there is something to be done.
+        [ "$STATUS" -lt 32 ] || [ "$STATUS" = 130 ] || grep -q 'interrupted: what is left' "$OUT" || die "nothing is said of it"
+        capture fsck.atomic4 -fy vol.img
+        [ "$STATUS" -le 1 ] || { show_output && die "after SIGINT at $call $when: $STATUS"; }
+        check_clean vol.img
+        expect_ok fsck.atomic4 -fp vol.img
+    done
+done
+[ $stopped -ge 5 ] || die "stopped $stopped times only"
+
+# Whoever has told its children not to be waited for gets the status all the same.
+copy_image broken.img vol.img
+expect_status 1 python3 -c 'import os, signal, sys
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+os.execvp(sys.argv[1], sys.argv[1:])' fsck.atomic4 -fy vol.img
+check_clean vol.img

@@ -4,6 +4,7 @@
 
 #include "atomic4ctl/commands.h"
 #include "base/text.h"
+#include "check/repair.h"
 #include "common/json_report.h"
 #include "common/open.h"
 #include "device/forwarding_device.h"
@@ -46,6 +47,10 @@ Result<Ran> run_and_compare(Device& device, const ProtectedSet& set, const std::
     const auto volume = A4_TRY(Volume::open(lent(looking), options).context("afterwards"));
     for (const FileChange& change : A4_TRY(changes_in(*volume, set).context("afterwards")))
         ran.changed.push_back(change.text);
+    if (ran.writes == 0) return ran;
+    for (const Finding& finding : A4_TRY(check_volume(*volume).context("afterwards")).findings) {
+        if (severity_of(finding.id) == Severity::Problem) ran.changed.push_back(text_of(finding));
+    }
     return ran;
 }
 
@@ -80,9 +85,8 @@ Result<> check_resize(const ProtectedSet& set, const std::vector<std::string>& w
             last = std::max(last, node.block.value());
         if (last >= *end) {
             return fail(EPERM,
-                        "refused, nothing is changed: block {} of {} (inode {}) lies beyond the "
-                        "new end, {}",
-                        last, file.path, file.number, *end);
+                        "refused, nothing is changed: block {} of {} lies beyond the new end, {}",
+                        last, name_of_file(file.path, file.number), *end);
         }
     }
     return {};
@@ -104,8 +108,10 @@ std::string list(const std::vector<std::string>& lines) {
 std::string text_report(const GuardCommand& command, const ProtectedSet& set, const Ran& ran) {
     std::string text;
     if (!ran.refused.empty() || ran.exit.refused) {
-        text += fmt::format("{}: {} was ended, since it wrote where it must not:\n{}",
-                            command.device, printable(command.command.front()), list(ran.refused));
+        text += fmt::format(
+            "{}: {} was ended, since it wrote where it must not:\n{}", command.device,
+            printable(command.command.front()),
+            list(ran.refused.empty() ? std::vector<std::string>{"the superblock"} : ran.refused));
     }
     if (!ran.changed.empty()) {
         text += fmt::format("{}: atomic files are not as they were:\n{}", command.device,
@@ -128,15 +134,26 @@ Result<int> run(const Context& context, const GuardCommand& command) {
     {
         const auto volume = A4_TRY(Volume::open(lent(*looking), VolumeOptions{}));
         warn_of_repairs(context, command.device, volume->notices());
+        // What records say is for the files as they are, and some tool may write where they will.
+        if (volume->needs_replay() && !command.read_only) {
+            return fail(EBUSY,
+                        "{}: its redo log has to be replayed first: run fsck.atomic4 -p, or "
+                        "atomic4ctl recover",
+                        command.device);
+        }
         set = A4_TRY(protect_atomic_files(*volume));
     }
     std::vector<std::string> words = command.command;
     for (std::string& word : words) {
-        if (word == "{}") word = command.device;
+        for (size_t at = 0; (at = word.find("{}", at)) != word.npos; at += command.device.size())
+            word.replace(at, 2, command.device);
     }
-    if (!command.read_only && std::filesystem::path(words.front()).filename() == "resize2fs") {
+    const bool rehearsed =
+        !command.read_only && std::filesystem::path(words.front()).filename() == "resize2fs";
+    if (rehearsed) {
         A4_CHECK(check_resize(set, words));
         const auto rehearsal = A4_TRY(RehearsalDevice::make(*device));
+        if (!context.json) context.print_beside(command.device + ": a rehearsal, on a copy:\n");
         const Ran ran =
             A4_TRY(run_and_compare(*rehearsal, set, command.device, words).context("rehearsal"));
         if (!ran.kept()) {
@@ -151,6 +168,8 @@ Result<int> run(const Context& context, const GuardCommand& command) {
             return ran.exit.signal != 0 ? kSignalled + ran.exit.signal : ran.exit.status;
         }
     }
+    if (rehearsed && !context.json)
+        context.print_beside(command.device + ": and now on the device itself:\n");
     Device& used = command.read_only ? static_cast<Device&>(*looking) : *device;
     const Ran ran = A4_TRY(run_and_compare(used, set, command.device, words));
     context.print_beside(context.json ? json_text(json_report(command, set, ran))

@@ -97,21 +97,19 @@ Result<std::string> find_e2fsck() {
     return *program;
 }
 
-std::vector<std::string> journal_only_arguments(const std::string& e2fsck,
-                                                const FsckCommand& command) {
-    std::vector<std::string> arguments{e2fsck, "-p", "-E", "journal_only"};
+std::vector<std::string> journal_arguments(const std::string& e2fsck, const FsckCommand& command) {
+    std::vector<std::string> arguments{e2fsck, "-E", "journal_only,no_optimize_extents"};
+    add_mode(arguments, command.mode);
     add_users(arguments, command);
     arguments.push_back(command.device);
     return arguments;
 }
 
-std::vector<std::string> journal_by_copy_arguments(const std::string& e2fsck,
-                                                   const FsckCommand& command) {
-    std::vector<std::string> arguments{e2fsck, "-E", "journal_only"};
-    add_mode(arguments, command.mode);
-    add_users(arguments, command);
-    arguments.push_back(command.device);
-    return arguments;
+std::vector<std::string> journal_probe_arguments(const std::string& e2fsck,
+                                                 const FsckCommand& command) {
+    FsckCommand looking = command;
+    looking.mode = FsckMode::No;
+    return journal_arguments(e2fsck, looking);
 }
 
 std::vector<std::string> check_arguments(const std::string& e2fsck, const FsckCommand& command) {

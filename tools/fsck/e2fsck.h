@@ -13,13 +13,11 @@ namespace atomic4::tools {
 // ENOENT, EOPNOTSUPP.
 Result<std::string> find_e2fsck();
 
-// With the user's options, on the view. A journal's replay alone has -p always: without it e2fsck
-// wants a terminal.
-std::vector<std::string> journal_only_arguments(const std::string& e2fsck,
-                                                const FsckCommand& command);
-// The same in the user's mode: where there is no primary superblock, -p does nothing.
-std::vector<std::string> journal_by_copy_arguments(const std::string& e2fsck,
-                                                   const FsckCommand& command);
+// With the user's options, on the view. The journal's replay; a look whether it would come to more
+// than that (e2fsck throws a journal away that it can't use, and then checks everything).
+std::vector<std::string> journal_arguments(const std::string& e2fsck, const FsckCommand& command);
+std::vector<std::string> journal_probe_arguments(const std::string& e2fsck,
+                                                 const FsckCommand& command);
 std::vector<std::string> check_arguments(const std::string& e2fsck, const FsckCommand& command);
 
 // A BecomeE2fsck: execv(2).

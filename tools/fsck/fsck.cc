@@ -1,20 +1,27 @@
 #include "fsck/fsck.h"
 
+#include <poll.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <charconv>
 #include <ctime>
 #include <future>
 #include <iostream>
 #include <set>
 
+#include "base/held_signals.h"
 #include "base/text.h"
 #include "check/repair.h"
 #include "device/forwarding_device.h"
 #include "device/ownership.h"
 #include "device/read_only_device.h"
+#include "ext4/errcode.h"
 #include "ext4/format.h"
+#include "ext4/path.h"
+#include "ext4/transaction.h"
+#include "ext4/xattr.h"
 #include "fsck/e2fsck.h"
 #include "guard/atomic_files.h"
 #include "guard/fuse_view.h"
@@ -29,43 +36,33 @@ namespace atomic4::tools {
 
 namespace {
 
-// A write that the view refuses ends e2fsck: so often it is tried with what the passes find then.
-constexpr int kAttempts = 3;
+// A write that the view refuses ends e2fsck: so often it is tried again where nothing was learned
+// from that.
+constexpr int kAttempts = 2;
 
 // Progress is e2fsck's: lines of "pass done all device" on a descriptor, of which ours have pass 0
 // (systemd-fsck and other readers take that for the beginning), or a line on the terminal that is
 // written over.
 class Terminal final : public FsckTalk {
   public:
-    Terminal(const Context& context, const FsckCommand& command)
+    Terminal(const Context& context, const FsckCommand& command, const HeldSignals& signals)
         : context_(context),
           command_(command),
+          signals_(signals),
           prefix_(command.mode == FsckMode::Preen ? command.device + ": " : "") {}
     void say(const std::string& line) override {
         clear_bar();
         context_.print(prefix_ + line + "\n");
     }
-    void progress(uint64_t done, uint64_t all) override {
-        const int per_mille = all == 0 ? 1000 : static_cast<int>(done * 1000 / all);
-        if (!command_.progress || (per_mille == said_ && done != all)) return;
-        said_ = per_mille;
-        if (*command_.progress > 0) {
-            const std::string line = fmt::format("0 {} {} {}\n", done, all, command_.device);
-            // Who doesn't listen any more is no reason to stop.
-            (void)!::write(*command_.progress, line.data(), line.size());
-        } else if (*command_.progress == 0) {
-            context_.print(fmt::format("\r{}: atomic files {}.{}%", command_.device, per_mille / 10,
-                                       per_mille % 10));
-            context_.out.flush();
-            bar_ = true;
-            if (done == all) clear_bar();
-        }
+    bool progress(uint64_t done, uint64_t all) override {
+        show_progress(done, all);
+        return !signals_.pending();
     }
     bool ask(const std::string& line, const std::string& question) override {
         clear_bar();
         context_.out << line << ". " << question << "? (y/n) " << std::flush;
         std::string answer;
-        while (std::getline(std::cin, answer)) {
+        while (answers(answer)) {
             if (answer.starts_with("y") || answer.starts_with("Y")) return true;
             if (answer.starts_with("n") || answer.starts_with("N")) return false;
             context_.out << "y or n? " << std::flush;
@@ -74,6 +71,36 @@ class Terminal final : public FsckTalk {
     }
 
   private:
+    void show_progress(uint64_t done, uint64_t all) {
+        const int per_mille = all == 0 ? 1000 : static_cast<int>(done * 1000 / all);
+        if (!command_.progress || (per_mille == said_ && done != all)) return;
+        said_ = per_mille;
+        if (*command_.progress > 0) {
+            const std::string line = fmt::format("0 {} {} {}\n", done, all, command_.device);
+            // Who doesn't listen any more is no reason to stop.
+            struct sigaction ignored{};
+            struct sigaction before{};
+            ignored.sa_handler = SIG_IGN;
+            ::sigaction(SIGPIPE, &ignored, &before);
+            (void)!::write(*command_.progress, line.data(), line.size());
+            ::sigaction(SIGPIPE, &before, nullptr);
+        } else if (*command_.progress == 0) {
+            context_.print(fmt::format("\r{}: atomic files {}.{}%", command_.device, per_mille / 10,
+                                       per_mille % 10));
+            context_.out.flush();
+            bar_ = true;
+            if (done == all) clear_bar();
+        }
+    }
+    // A line, unless a signal comes first.
+    bool answers(std::string& line) {
+        std::array<pollfd, 2> events{{{STDIN_FILENO, POLLIN, 0}, {signals_.fd(), POLLIN, 0}}};
+        while (std::cin.rdbuf()->in_avail() <= 0 && events[0].revents == 0) {
+            if (::poll(events.data(), events.size(), -1) < 0 && errno != EINTR) return false;
+            if (events[1].revents != 0) return false;
+        }
+        return static_cast<bool>(std::getline(std::cin, line));
+    }
     void clear_bar() {
         if (!bar_) return;
         context_.print("\r" + std::string(command_.device.size() + 21, ' ') + "\r");
@@ -83,6 +110,7 @@ class Terminal final : public FsckTalk {
 
     const Context& context_;
     const FsckCommand& command_;
+    const HeldSignals& signals_;
     std::string prefix_;
     int said_ = -1;  // per mille
     bool bar_ = false;
@@ -140,16 +168,25 @@ bool is_due(const ext2_super_block& super) {
 class Fsck {
   public:
     Fsck(const Context& context, const FsckCommand& command, Device& device,
-         std::future<Result<std::string>>& e2fsck, FsckTalk& talk)
+         std::future<Result<std::string>>& e2fsck, const HeldSignals& signals, FsckTalk& talk)
         : context_(context),
           command_(command),
           device_(device),
           looking_for_e2fsck_(e2fsck),
+          signals_(signals),
           talk_(talk) {}
 
     // fsck(8)'s exit status, without the reboot. An error is said, and part of it.
     int run() {
-        if (auto done = steps(); !done) {
+        auto done = steps();
+        if (!done && done.error().code == ECANCELED && signals_.pending()) {
+            stop_if_told();
+        } else if (!done) {
+            // Whoever comes next has to look.
+            const bool matters = done.error().code == EUCLEAN || corrected_ || e2fsck_has_run_;
+            if (writing() && matters) {
+                if (const auto volume = open(OpenFor::Write)) (void)(*volume)->mark_for_checking();
+            }
             report_error("fsck.atomic4", std::move(done).error().with_context(command_.device));
             end(kFsckOperational);
         }
@@ -163,23 +200,22 @@ class Fsck {
   private:
     Result<> steps() {
         if (is_clean()) return {};
+        A4_CHECK(FuseView::available());
         // Before anything is changed; for those who only look it goes on beside.
         if (writing()) A4_CHECK(find());
+        A4_CHECK(is_supported());
+        if (writing()) write_repaired_superblock();
         A4_CHECK(replay_journal());
         if (ended_) return {};
-        bool unprotected = false;
-        if (!openable()) {
-            unprotected = true;
-            A4_CHECK(check_by_copy());
-            records_seen_ = false;  // the primary says it now
-            if (ended_) return {};
-        }
+        const bool opens = openable();
+        if (!opens) A4_CHECK(check_by_copy());
+        if (ended_) return {};
         auto done = protected_steps();
         // Too damaged for us to say whose blocks are whose.
-        if (!done && done.error().code != EIO && !unprotected) {
+        if (!done && done.error().code == EUCLEAN && opens && !e2fsck_has_run_) {
             talk_.say(done.error().message);
-            A4_CHECK(check_unprotected());
-            if (ended_ || !writing()) return {};
+            A4_CHECK(check_by_copy());
+            if (ended_) return {};
             done = protected_steps();
         }
         A4_CHECK(std::move(done));
@@ -196,6 +232,14 @@ class Fsck {
     Result<> find() {
         if (e2fsck_.empty()) e2fsck_ = A4_TRY(looking_for_e2fsck_.get());
         return {};
+    }
+
+    // Between steps.
+    bool stop_if_told() {
+        if (ended_ || !signals_.pending()) return ended_;
+        talk_.say("interrupted: what is left is done by the next run");
+        end(kFsckCancelled);
+        return true;
     }
 
     bool writing() const { return command_.mode != FsckMode::No; }
@@ -224,7 +268,8 @@ class Fsck {
         if (!volume) return false;
         ext2_super_block& super = *(*volume)->fs()->super;
         if (ext2fs_has_feature_journal_needs_recovery(&super) || (*volume)->needs_checking() ||
-            (*volume)->needs_replay() || is_due(super) || !(*volume)->gate_in_primary())
+            (*volume)->needs_replay() || is_due(super) || !(*volume)->gate_in_primary() ||
+            !looks_sound(**volume))
             return false;
         for (const BackupSuperblock& backup : (*volume)->backups()) {
             if (!backup.gate) return false;
@@ -239,44 +284,100 @@ class Fsck {
         return true;
     }
 
+    // What e2fsck looks at before it calls a volume clean.
+    static bool looks_sound(Volume& volume) {
+        ext2_filsys fs = volume.fs();
+        ext2_super_block& super = *fs->super;
+        if (ext2fs_free_blocks_count(&super) > ext2fs_blocks_count(&super) ||
+            super.s_free_inodes_count > super.s_inodes_count || !volume.notices().empty() ||
+            !descriptors_are_right(volume))
+            return false;
+        if (!ext2fs_has_feature_journal(&super) || super.s_journal_inum == 0) return true;
+        ext2_inode journal{};
+        return super.s_journal_inum == EXT2_JOURNAL_INO &&
+               ext2fs_read_inode(fs, EXT2_JOURNAL_INO, &journal) == 0 &&
+               LINUX_S_ISREG(journal.i_mode) && journal.i_links_count != 0;
+    }
+
     bool openable() {
         const auto volume = open(OpenFor::Inspect);
         if (!volume) talk_.say(volume.error().message);
         return volume.has_value();
     }
 
+    // That it has what atomic4 doesn't support is no damage.
+    Result<> is_supported() {
+        auto volume = open(OpenFor::Inspect);
+        if (!volume && volume.error().code == EOPNOTSUPP) return fail(std::move(volume).error());
+        return {};
+    }
+
+    // A primary superblock that is known from its copies: e2fsck doesn't see it like that.
+    void write_repaired_superblock() {
+        {
+            const auto looked = open(OpenFor::Inspect);
+            if (!looked || (*looked)->notices().empty()) return;
+        }
+        // Whatever else it is refused for.
+        (void)open(OpenFor::Write);
+        talk_.say("the superblock had a bad checksum, and agrees with a copy: repaired");
+        corrected_ = true;
+    }
+
     // --- e2fsck ----------------------------------------------------------------------------------
 
     using Arguments = std::vector<std::string> (*)(const std::string&, const FsckCommand&);
     Result<GuardedExit> run_e2fsck(Arguments arguments, const ProtectedSet& set) {
+        return run_e2fsck(arguments, set, writing(), Output::Ours);
+    }
+
+    Result<GuardedExit> run_e2fsck(Arguments arguments, const ProtectedSet& set, bool writing,
+                                   Output output) {
         A4_CHECK(find());
         context_.out.flush();
         std::unique_ptr<SuperblockMask> masked;
-        if (writing()) {
+        if (writing) {
             masked = A4_TRY(SuperblockMask::make(device_, told_copy(command_)));
         } else {
             looking_.emplace(device_);
             masked = A4_TRY(SuperblockMask::make(*looking_, told_copy(command_)));
         }
-        if (records_left_) masked->keep_mount_count();
-        if (records_seen_) masked->needs_replay();
+        if (records_seen_)
+            masked->records_are_live({records_seen_->fs_mtime, records_seen_->fs_mnt_count});
         GuardedDevice guarded(*masked, set);
         const GuardedExit exit =
-            A4_TRY(run_guarded(guarded, command_.device, arguments(e2fsck_, command_)));
-        if (writing()) A4_CHECK(device_.flush());
+            A4_TRY(run_guarded(guarded, command_.device, arguments(e2fsck_, command_), output));
+        wrote_ = guarded.writes() > 0;
+        if (writing) A4_CHECK(device_.flush());
         refusal_.reset();
-        if (!guarded.refusals().empty()) refusal_ = guarded.refusals().front();
-        if (refusal_) talk_.say("e2fsck was ended: " + refusal_->to_text());
+        if (guarded.refusals().empty()) return exit;
+        refusal_ = guarded.refusals().front();
+        if (!writing) return exit;
+        // It may have got half-way.
+        corrected_ = corrected_ || guarded.writes() > 0;
+        if (const auto volume = open(OpenFor::Write)) {
+            A4_CHECK((*volume)->mark_for_checking());
+            const auto paths = paths_of(**volume, {refusal_->inode});
+            if (paths && paths->contains(refusal_->inode))
+                refusal_->path = paths->at(refusal_->inode);
+        }
+        talk_.say("e2fsck was ended: " + printable(refusal_->to_text()));
         return exit;
     }
 
     // What e2fsck said; its last run counts.
     void take(const GuardedExit& exit) {
+        const bool before = corrected_;
         if ((exit.status & (kFsckCorrected | kFsckReboot)) != 0) corrected_ = true;
         if (exit.interrupted) return end(kFsckCancelled);
         if (exit.signal != 0) {
             talk_.say(fmt::format("e2fsck was ended by signal {}", exit.signal));
             return end(kFsckOperational);
+        }
+        // So it ends where its options are wrong, too.
+        if (exit.status == kFsckCorrected && !wrote_) {
+            corrected_ = before;
+            return end(kFsckUsage);
         }
         e2fsck_status_ = exit.status;
         if (exit.status >= kFsckOperational) end(exit.status & ~(kFsckCorrected | kFsckReboot));
@@ -292,20 +393,54 @@ class Fsck {
             talk_.say("its journal needs recovery: what is checked is the state before that");
             return {};
         }
-        const GuardedExit exit = A4_TRY(run_e2fsck(journal_only_arguments, ProtectedSet()));
+        if (!A4_TRY(journal_can_be_used(**volume))) {
+            talk_.say("its journal can't be used: what it holds is given up");
+            if (command_.mode == FsckMode::Preen) {
+                stop_for_somebody();
+                return {};
+            }
+            return check_as_it_stands();
+        }
+        const GuardedExit exit = A4_TRY(run_e2fsck(journal_arguments, ProtectedSet()));
         if (exit.interrupted || exit.signal != 0) {
             take(exit);
             return {};
         }
         if ((exit.status & ~(kFsckCorrected | kFsckReboot)) != 0) {
             talk_.say(
-                "its journal can't be replayed: nothing else is done, since its metadata is "
+                "its journal could not be replayed: nothing else is done, since its metadata is "
                 "not to be read without it");
             end(exit.status);
             return {};
         }
         corrected_ = true;
         return {};
+    }
+
+    // Whether e2fsck would replay it and do no more: else it would throw it away, and check the
+    // volume, before anything is protected.
+    Result<bool> journal_can_be_used(Volume& volume) {
+        // -p goes by the descriptors as they stand.
+        if (command_.mode == FsckMode::Preen && !descriptors_are_right(volume)) return false;
+        const GuardedExit exit =
+            A4_TRY(run_e2fsck(journal_probe_arguments, ProtectedSet(), false, Output::Nowhere));
+        return exit.signal == 0 && exit.status == 0;
+    }
+
+    static bool descriptors_are_right(Volume& volume) {
+        ext2_filsys fs = volume.fs();
+        const uint64_t end = ext2fs_blocks_count(fs->super);
+        const auto inside = [&](uint64_t first, uint64_t count) {
+            return first >= fs->super->s_first_data_block && first < end && count <= end - first;
+        };
+        for (dgrp_t group = 0; group < fs->group_desc_count; ++group) {
+            if ((ext2fs_has_group_desc_csum(fs) && ext2fs_group_desc_csum_verify(fs, group) == 0) ||
+                !inside(ext2fs_block_bitmap_loc(fs, group), 1) ||
+                !inside(ext2fs_inode_bitmap_loc(fs, group), 1) ||
+                !inside(ext2fs_inode_table_loc(fs, group), fs->inode_blocks_per_group))
+                return false;
+        }
+        return true;
     }
 
     // --- A volume that is too damaged for our passes ---------------------------------------------
@@ -323,6 +458,15 @@ class Fsck {
         return nullptr;
     }
 
+    static std::optional<SessionStamp> live_session(Volume& volume) {
+        if (!volume.attr()) return std::nullopt;
+        const auto log = open_log_device(volume);
+        if (!log) return std::nullopt;
+        const auto contents = read_log(**log, volume.attr()->log_id);
+        if (!contents || contents->live.empty()) return std::nullopt;
+        return contents->superblock.stamp;
+    }
+
     // Also sees whether records are live. Unset: it can't be told.
     Result<std::optional<ProtectedSet>> protected_by_copy() {
         const auto volume = A4_TRY(open_by_copy());
@@ -330,9 +474,7 @@ class Fsck {
         auto report = check_volume(*volume);
         if (!report && report.error().code == EIO) return fail(std::move(report).error());
         if (!report) return std::nullopt;
-        records_seen_ = std::ranges::any_of(report->findings, [](const Finding& finding) {
-            return finding.id == FindingId::LiveRecords;
-        });
+        records_seen_ = live_session(*volume);
         return report->take_protected_set(volume->block_size());
     }
 
@@ -347,26 +489,50 @@ class Fsck {
         }
         talk_.say(fmt::format("{} protected as a copy of the superblock shows them",
                               counted(set->files().size(), "atomic file")));
-        if (writing()) {
+        if (writing() && !open(OpenFor::Inspect)) {
             // The journal first, as always. It may be all that is needed.
-            const GuardedExit exit = A4_TRY(run_e2fsck(journal_by_copy_arguments, ProtectedSet()));
-            if (exit.interrupted || exit.signal != 0 || exit.status >= kFsckUncorrected) {
-                take(exit);
-                end(exit.status & kFsckUncorrected);
-                return {};
+            const GuardedExit probe =
+                A4_TRY(run_e2fsck(journal_probe_arguments, ProtectedSet(), false, Output::Nowhere));
+            if (probe.status == 0 && probe.signal == 0) {
+                const GuardedExit exit = A4_TRY(run_e2fsck(journal_arguments, ProtectedSet()));
+                if (exit.interrupted || exit.signal != 0 || exit.status >= kFsckUncorrected) {
+                    take(exit);
+                    end(exit.status & kFsckUncorrected);
+                    return {};
+                }
+                corrected_ = true;
+                if (openable()) return it_is_there_again();
+                set = A4_TRY(protected_by_copy());
+                if (!set) return check_unprotected();
             }
-            corrected_ = true;
-            if (openable()) return {};
-            set = A4_TRY(protected_by_copy());
-            if (!set) return check_unprotected();
         }
-        A4_CHECK(check_with(*set));
+        return check_first(*set);
+    }
+
+    // Its journal is lost: what stands there without it is the truth.
+    Result<> check_as_it_stands() {
+        ProtectedSet set;
+        {
+            const auto volume = A4_TRY(open(OpenFor::Inspect));
+            auto report = check_volume(*volume);
+            if (!report && report.error().code != EUCLEAN) return fail(std::move(report).error());
+            if (!report) return check_by_copy();
+            set = report->take_protected_set(volume->block_size());
+        }
+        return check_first(set);
+    }
+
+    // e2fsck before our own passes, which can't work yet.
+    Result<> check_first(const ProtectedSet& set) {
+        A4_CHECK(check_until_done([&]() -> Result<ProtectedSet> { return set; }));
         if (!writing()) end(kFsckUncorrected);
         if (ended_) return {};
-        if (openable())
-            A4_CHECK(put_back(*set));
-        else
-            end(kFsckUncorrected);
+        if (!openable()) end(kFsckUncorrected);
+        return it_is_there_again();
+    }
+
+    Result<> it_is_there_again() {
+        records_seen_.reset();  // the primary says it now
         return {};
     }
 
@@ -410,6 +576,7 @@ class Fsck {
     // Before e2fsck nothing of a log is given up that can't be read: it may be able to repair what
     // leads to it. Nor is anything replayed into a file that others share blocks with.
     Result<> replay_log() {
+        if (stop_if_told()) return {};
         log_left_ = false;
         records_left_ = false;
         bool replay = false;
@@ -425,6 +592,11 @@ class Fsck {
             if (fix &&
                 (finding.id == FindingId::LogDamaged || finding.id == FindingId::AttributeDamaged))
                 A4_CHECK(repair_log());
+            if (fix && finding.id == FindingId::AttributeDamaged && A4_TRY(records_are_nowhere())) {
+                discard =
+                    wants({FindingId::LogDamaged, "redo log", "nothing leads to it"}) || discard;
+                if (ended_) return {};
+            }
             discard = discard || (fix && may_discard(finding.id));
             // There is none that could be lost, or it would have been found by its name.
             log_given_up_ = log_given_up_ || (fix && finding.id == FindingId::AttributeDamaged);
@@ -455,6 +627,12 @@ class Fsck {
         return {};
     }
 
+    // There were some, and no log is found in any way.
+    Result<bool> records_are_nowhere() {
+        const auto volume = A4_TRY(open(OpenFor::Inspect));
+        return volume->needs_replay() && !volume->attr();
+    }
+
     static bool may_discard(FindingId id) {
         return id == FindingId::LogDamaged || id == FindingId::LogCorrupt ||
                id == FindingId::LogSuperblock;
@@ -463,6 +641,54 @@ class Fsck {
     Result<CheckReport> look_at_log() {
         const auto volume = A4_TRY(open(OpenFor::Inspect));
         return check_log(*volume);
+    }
+
+    // An atomic file by everything but what makes it one for a kernel: it may come back. One that
+    // has lost its generation only gets that of its records.
+    Result<bool> is_damaged_rather_than_gone(Volume& volume, ext2_ino_t number,
+                                             uint32_t generation) {
+        ext2_inode inode{};
+        if (last_ || ext2fs_read_inode(volume.fs(), number, &inode) != 0) return false;
+        if ((inode.i_flags & kInodeFlagAtomic) == 0 || inode.i_dtime != 0) return false;
+        const auto unit = read_xattr(volume.fs(), number, kUnitXattr);
+        if (!unit || !unit->has_value()) return false;
+        if (inode.i_generation == generation) return true;
+        if (inode.i_generation != 0) return false;
+        if (!wants({FindingId::GenerationZero, "redo log",
+                    fmt::format("inode {}, by its records {}", number, generation)}))
+            return true;
+        const auto writable = A4_TRY(open(OpenFor::Write));
+        const std::string what = fmt::format("inode {}", number);
+        A4_CHECK(check_errcode(ext2fs_read_inode(writable->fs(), number, &inode), what));
+        Transaction transaction(*writable);
+        inode.i_generation = generation;
+        A4_CHECK(check_errcode(ext2fs_write_inode(writable->fs(), number, &inode), what));
+        A4_CHECK(transaction.commit());
+        corrected_ = true;
+        return true;
+    }
+
+    // A record that would lose its end by the file's size, although blocks say that it is wrong:
+    // one that the kernel cut shorter has none there.
+    static bool cuts_short(const LogContents& contents, const FileState& file,
+                           const std::vector<Mapping>& mapped, Bytes block_size) {
+        const auto beyond = [&](uint64_t end) {
+            return std::ranges::any_of(mapped, [&](const Mapping& mapping) {
+                const uint64_t last = mapping.end().value() * block_size.value();
+                return mapping.state == MapState::Written &&
+                       mapping.lblk.value() * block_size.value() < end &&
+                       last >= file.size.value() + block_size.value();
+            });
+        };
+        for (const LoggedRecord& record : contents.live) {
+            for (const RangeRef& range : record.ranges) {
+                const uint64_t end = (range.offset + range.length).value();
+                if (range.inode == file.number && range.new_size <= file.size &&
+                    end > file.size.value() && beyond(end))
+                    return true;
+            }
+        }
+        return false;
     }
 
     // Also asks about records of files that e2fsck has made others of.
@@ -485,9 +711,23 @@ class Fsck {
                 if (!wants({FindingId::RecordOfDamagedFile, "redo log", file.error().message}))
                     return false;
             }
+            if (!file && A4_TRY(is_damaged_rather_than_gone(*volume, inode, generation))) {
+                note(FindingId::RecordNotSafe, fmt::format("inode {} is damaged", inode));
+                return false;
+            }
             if (!file) continue;
+            if (!last_ && file->atomic && !LINUX_S_ISREG(file->inode.i_mode)) {
+                note(FindingId::RecordNotSafe,
+                     fmt::format("inode {} is no regular file by its mode", inode));
+                return false;
+            }
             const auto mapped = map_range(*volume, inode, file->inode, Lblk(0), kWholeFile);
             if (!mapped && mapped.error().code == EUCLEAN) damaged_.insert(inode);
+            if (!last_ && mapped && cuts_short(*contents, *file, *mapped, volume->block_size())) {
+                note(FindingId::RecordNotSafe,
+                     fmt::format("inode {} has written blocks beyond its size", inode));
+                return false;
+            }
             inodes.insert(inode);
         }
         if (inodes.empty()) return true;
@@ -536,15 +776,13 @@ class Fsck {
     // --- (3) our passes, (4) e2fsck, (5) what it did all the same --------------------------------
 
     Result<ProtectedSet> pass(RepairRound round) {
+        if (stop_if_told()) return ProtectedSet();
         const auto volume = A4_TRY(open(OpenFor::Write));
         for (const std::string& notice : volume->notices()) talk_.say(notice);
-        if (volume->gate_completed())
-            judge({FindingId::GateMissing, "superblock", "in a copy"}, command_.mode, talk_);
-        corrected_ =
-            corrected_ || volume->gate_completed() || (writing() && !volume->notices().empty());
+        corrected_ = corrected_ || (writing() && !volume->notices().empty());
         RepairOutcome out = A4_TRY(repair(*volume, command_.mode, round, talk_));
         // The next run has to look again.
-        if (out.stopped && writing()) A4_CHECK(mark_damaged(*volume));
+        if (out.stopped && writing()) A4_CHECK(volume->mark_for_checking());
         corrected_ = corrected_ || out.changed;
         left_ = out.left;
         later_ = later_ || out.later;
@@ -554,61 +792,52 @@ class Fsck {
         return std::move(out.set);
     }
 
-    Result<> mark_damaged(Volume& volume) {
-        ext2_super_block& super = *volume.fs()->super;
-        if ((super.s_state & EXT2_ERROR_FS) != 0) return {};
-        super.s_state |= EXT2_ERROR_FS;
-        A4_CHECK(write_primary_superblock(volume.fs(), volume.device()));
-        return device_.flush();
-    }
-
-    // True: e2fsck has run to its end. False: it wanted to change what is protected; what of that
-    // may be allowed the next time is noted.
-    Result<bool> check_once(ProtectedSet& set) {
-        for (const ext2_ino_t number : at_fault_) set = set.with_only_data_of(number);
-        const GuardedExit exit = A4_TRY(run_e2fsck(check_arguments, set));
-        if (exit.refused && !exit.interrupted) {
-            // It finds fault with what seems sound to us: then it may put that right, and we see to
-            // it that the file is where it was.
-            if (refusal_ && refusal_->protection != Protection::Data)
-                at_fault_.insert(refusal_->inode);
-            return false;
+    // e2fsck with what this gives, until it comes to its end. Ended by us, since it wants to change
+    // what is protected, it comes again: with what our passes find then, and, where it was an inode
+    // or a tree that seemed sound to us, with leave to put that right; we see to it that the file
+    // stays where it was. The set of the last run.
+    template <class Next>
+    Result<ProtectedSet> check_until_done(Next next) {
+        int in_vain = 0;
+        for (;;) {
+            ProtectedSet set = A4_TRY(next());
+            if (ended_) return set;
+            for (const ext2_ino_t number : at_fault_) set = set.with_only_data_of(number);
+            const GuardedExit exit = A4_TRY(run_e2fsck(check_arguments, set));
+            e2fsck_has_run_ = true;
+            const bool done = !exit.refused || exit.interrupted;
+            if (done) take(exit);
+            // Also after an interruption: what is protected is protected.
+            if (writing()) was_put_back_ = A4_TRY(put_back(set));
+            if (done || ended_) return set;
+            const bool learned = refusal_ && refusal_->protection != Protection::Data &&
+                                 at_fault_.insert(refusal_->inode).second;
+            if (!learned && ++in_vain == kAttempts) break;
         }
-        take(exit);
-        return true;
-    }
-
-    void give_up_check() {
         talk_.say(
-            "e2fsck wants to change what is protected, whatever is done about it: the volume "
-            "is left as it is");
+            "e2fsck wants to change what is protected, whatever is done about it: what else is "
+            "wrong stays as it is");
         end(kFsckUncorrected);
-    }
-
-    Result<> check_with(ProtectedSet& set) {
-        for (int attempt = 0; attempt < kAttempts; ++attempt) {
-            if (A4_TRY(check_once(set))) return {};
-        }
-        give_up_check();
-        return {};
+        return ProtectedSet();
     }
 
     Result<> check_protected() {
-        for (int attempt = 0; attempt < kAttempts; ++attempt) {
-            ProtectedSet set = A4_TRY(pass(RepairRound::First));
-            if (ended_) return {};
-            if (records_left_ && writing()) {
-                // Nobody may share blocks with their files any more; then layouts come, too.
-                A4_CHECK(replay_log());
-                if (ended_) return {};
-                if (!records_left_) set = A4_TRY(pass(RepairRound::First));
-                if (ended_) return {};
-            }
-            if (!A4_TRY(check_once(set))) continue;
-            if (!writing()) return {};
-            return put_back_changed(set);
-        }
-        give_up_check();
+        const ProtectedSet set = A4_TRY(check_until_done([&]() -> Result<ProtectedSet> {
+            ProtectedSet found = A4_TRY(pass(RepairRound::First));
+            if (stop_if_told() || !records_left_ || !writing()) return found;
+            // Nobody may share blocks with their files any more; then layouts come, too.
+            A4_CHECK(replay_log());
+            if (ended_ || records_left_) return found;
+            found = A4_TRY(pass(RepairRound::First));
+            stop_if_told();
+            return found;
+        }));
+        if (ended_ || !was_put_back_) return {};
+        // Names and counts of what was put back.
+        const GuardedExit exit = A4_TRY(run_e2fsck(check_arguments, set));
+        if (!exit.refused) take(exit);
+        const bool again = A4_TRY(put_back(set));
+        if (exit.refused || again) end(kFsckUncorrected);
         return {};
     }
 
@@ -619,25 +848,20 @@ class Fsck {
 
     // Whether anything had to be.
     Result<bool> put_back(const ProtectedSet& set) {
+        if (set.files().empty() || !open(OpenFor::Inspect)) return false;
         const auto changes = A4_TRY(changed_files(set));
         if (changes.empty()) return false;
         for (const FileChange& change : changes)
             talk_.say(printable(change.text) + ": it gets its blocks back");
         const auto volume = A4_TRY(open(OpenFor::Write));
-        A4_CHECK(atomic4::put_back(*volume, set, changes));
+        auto done = atomic4::put_back(*volume, set, changes);
+        if (!done && done.error().code == EIO) return fail(std::move(done).error());
+        if (!done) {
+            talk_.say(done.error().message + ": it doesn't get them back");
+            end(kFsckUncorrected);
+        }
         corrected_ = true;
         return true;
-    }
-
-    // Also after an interruption: what is protected is protected.
-    Result<> put_back_changed(const ProtectedSet& set) {
-        if (!A4_TRY(put_back(set)) || ended_) return {};
-        const GuardedExit exit = A4_TRY(run_e2fsck(check_arguments, set));
-        if (!exit.refused) take(exit);
-        const auto again = A4_TRY(changed_files(set));
-        for (const FileChange& change : again) talk_.say(printable(change.text));
-        if (exit.refused || !again.empty()) end(kFsckUncorrected);
-        return {};
     }
 
     // --- Afterwards ------------------------------------------------------------------------------
@@ -655,6 +879,7 @@ class Fsck {
         }
         A4_CHECK(pass(RepairRound::Last));
         if (ended_) return {};
+        if (stop_if_told()) return {};
         if (log_given_up_ || log_is_broken_) A4_CHECK(make_log());
         log_left_ = log_left_ || records_left_ || A4_TRY(log_is_lost());
         return {};
@@ -706,6 +931,7 @@ class Fsck {
     Device& device_;
     std::future<Result<std::string>>& looking_for_e2fsck_;
     std::string e2fsck_;
+    const HeldSignals& signals_;
     FsckTalk& talk_;
     std::optional<ReadOnlyDevice> looking_;
     std::map<ext2_ino_t, Bytes> released_;
@@ -713,15 +939,18 @@ class Fsck {
     std::set<ext2_ino_t> at_fault_;   // whose inode or tree it had to change
     std::set<ext2_ino_t> damaged_;    // of live records, before e2fsck
     bool corrected_ = false;
-    int e2fsck_status_ = 0;      // its last run
-    bool left_ = false;          // by our last pass
-    bool later_ = false;         // something was left to e2fsck
-    bool log_left_ = false;      // by the last look at the log
-    bool records_left_ = false;  // not replayed so far
-    bool records_seen_ = false;  // although the primary superblock may not say so
+    bool wrote_ = false;                        // e2fsck, in its last run
+    int e2fsck_status_ = 0;                     // its last run
+    bool left_ = false;                         // by our last pass
+    bool later_ = false;                        // something was left to e2fsck
+    bool log_left_ = false;                     // by the last look at the log
+    bool records_left_ = false;                 // not replayed so far
+    std::optional<SessionStamp> records_seen_;  // although the primary superblock may not say so
     bool log_given_up_ = false;
     bool log_is_broken_ = false;
     bool last_ = false;  // e2fsck has been there
+    bool e2fsck_has_run_ = false;
+    bool was_put_back_ = false;  // after its last run
     bool ended_ = false;
     int ended_status_ = 0;
 };
@@ -765,6 +994,8 @@ Result<Opened> open_device(const Context& context, const FsckCommand& command) {
 }  // namespace
 
 Result<int> run(const Context& context, const FsckCommand& command, const BecomeE2fsck& become) {
+    // Before there is another thread.
+    std::optional<HeldSignals> signals(std::in_place);
     // Asking it for its version takes as long as much of the rest.
     std::future<Result<std::string>> e2fsck = std::async(std::launch::async, find_e2fsck);
     // libext2fs takes what follows it for options: e2fsck would work on another file.
@@ -776,11 +1007,15 @@ Result<int> run(const Context& context, const FsckCommand& command, const Become
     Opened opened = A4_TRY(open_device(context, command));
     if (kind_of(*opened.device, command) == Kind::Plain) {
         opened.device.reset();
-        return fail(become(A4_TRY(e2fsck.get()), command));
+        const std::string program = A4_TRY(e2fsck.get());
+        signals.reset();
+        return fail(become(program, command));
     }
-    A4_CHECK(FuseView::available());
-    Terminal talk(context, command);
-    int status = Fsck(context, command, *opened.device, e2fsck, talk).run();
+    Terminal talk(context, command, *signals);
+    int status = Fsck(context, command, *opened.device, e2fsck, *signals, talk).run();
+    signalfd_siginfo info;
+    while (signals->take(info)) {  // its effect was this status, or it came too late
+    }
     if (opened.root && (status & kFsckCorrected) != 0) {
         talk.say("REBOOT SYSTEM");
         status |= kFsckReboot;

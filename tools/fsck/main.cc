@@ -63,6 +63,8 @@ int main_program(int argc, char** argv) {
     } catch (const CLI::ParseError& error) {
         return report_usage(app, error) == 0 ? 0 : kFsckUsage;
     }
+    // To e2fsck it is no option either.
+    if (command.device.starts_with("-")) command.device = "./" + command.device;
     for (const std::string& one : extended) {
         if (!command.extended.empty()) command.extended += ",";
         command.extended += one;
