@@ -42,7 +42,8 @@ Result<Claims> claims_of_all(Volume& volume, const std::vector<PblkRun>& also) {
     fs->default_bitmap_type = EXT2FS_BMAP64_RBTREE;
     ext2fs_block_bitmap raw = nullptr;
     A4_CHECK(check_errcode(ext2fs_allocate_block_bitmap(fs, "claims", &raw), "map of claims"));
-    Claims claims{ClaimMap(raw)};
+    Claims claims;
+    claims.map.reset(raw);
     const uint64_t first = fs->super->s_first_data_block;
     const uint64_t end = ext2fs_blocks_count(fs->super);
     // False: some of it lies outside.

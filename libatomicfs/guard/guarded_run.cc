@@ -90,11 +90,16 @@ struct Child {
     ::_exit(127);
 }
 
-Error explain(const Failure& failure, const std::string& path, const std::string& program) {
+Error explain(const Failure& failure, const std::string& name, const std::string& path,
+              const std::string& program) {
     switch (failure.step) {
         case Failure::Namespace:
             return Error::from_errno(failure.code, "guarded view: a mount namespace of its own");
         case Failure::Cover:
+            if (failure.code == ELOOP) {
+                return {ELOOP, fmt::format("{} leads past a guarded view: give the real path, {}",
+                                           name, path)};
+            }
             return Error::from_errno(failure.code,
                                      fmt::format("guarded view: can't be laid over {}", path));
         case Failure::Program:
@@ -187,7 +192,7 @@ Result<GuardedExit> run_guarded(GuardedDevice& device, const std::string& path,
     const bool failed = ::read(reading.get(), &failure, sizeof failure) == sizeof failure;
     auto result = watch(pid, signals, tool);
     view->wait();
-    if (failed) return fail(explain(failure, path, arguments.front()));
+    if (failed) return fail(explain(failure, path, covered, arguments.front()));
     if (result) result->refused = tool.was_refused();
     return result;
 }

@@ -30,6 +30,11 @@ expect_ok fsck.atomic4 -fp -C 0 vol.img
 out_has 'vol.img: atomic files [0-9]+\.[0-9]%'
 expect_fail 8 '-C 9: Bad file descriptor' fsck.atomic4 -fp -C 9 vol.img
 expect_fail 16 '-C' fsck.atomic4 -fp -C x vol.img
+# A reader that has gone ends e2fsck, but not us.
+capture fsck.atomic4 -fp -C 3 vol.img 3> >(exit 0)
+[ "$STATUS" = 0 ] || { is "$STATUS" 8 && out_has 'e2fsck was ended by signal 13'; }
+cp vol.img ./-d.img
+expect_ok fsck.atomic4 -fp -- -d.img
 truncate -s 32M small.img
 expect_ok mkfs.atomic4 -q -b 1024 small.img
 expect_status 1 fsck.atomic4 -fy -b 8193 -B 1024 small.img
@@ -38,11 +43,42 @@ e2fsck_clean small.img
 expect_ok fsck.atomic4 -V
 out_has '^fsck.atomic4 [0-9]'
 
+# Clean by its state only: as e2fsck -p sees it.
+for damage in "set_bg 0 checksum 0" "ssv free_blocks_count 99999999"; do
+    copy_image sound.img vol.img
+    debug vol.img "$damage"
+    capture fsck.atomic4 -p vol.img
+    [ "$STATUS" -le 1 ] || { show_output && die "exit status $STATUS"; }  # e2fsck's own is 0 for the first
+    out_lacks 'clean, '
+    expect_ok fsck.atomic4 -fp vol.img
+done
+# What e2fsck rejects is not acted on.
+copy_image sound.img vol.img
+debug vol.img "ssv first_ino 1000000"
+changes_nothing vol.img fsck.atomic4 -fp vol.img
+is "$STATUS" 4
+# Not supported is not damaged: no file is moved for it.
+copy_image sound.img vol.img
+tune2fs -O quota vol.img >/dev/null 2>&1 </dev/null
+changes_nothing vol.img fsck.atomic4 -fy vol.img
+is "$STATUS" 8
+err_has 'the volume has the feature quota: .*: clear it with tune2fs -O .quota'
+copy_image sound.img vol.img
+
 # --- usage ----------------------------------------------------------------------------------------
 expect_fail 16 'only one of -p' fsck.atomic4 -p -y vol.img
 expect_fail 16 'DEVICE' fsck.atomic4 -p
 expect_fail 16 'option' fsck.atomic4 --no-such-option vol.img
 expect_fail 8 'none.img: No such file' fsck.atomic4 -p none.img
+for options in "-E no_such_option" "-b x"; do
+    # shellcheck disable=SC2086
+    expect_status 16 fsck.atomic4 -fy $options vol.img
+done
+exec 7<>vol.img
+capture fsck.atomic4 -fy /dev/fd/7
+is "$STATUS" 8
+err_has 'leads past a guarded view: give the real path'
+exec 7>&-
 expect_fail 8 'needs a terminal' fsck.atomic4 vol.img </dev/null
 mkfifo pipe
 expect_fail 8 'pipe' fsck.atomic4 -p pipe
@@ -163,7 +199,10 @@ expect_fail 8 'e2fsck is too old' env PATH="$T/tools" "$fsck" -fp free.img
 # Its own mount namespace, in which the one in the system's directories can't be seen.
 without() { unshare -m sh -c 'mount --bind /dev/null "$1" && shift && exec "$@"' sh "$@"; }
 expect_fail 8 'e2fsck' without "$(readlink -f "$(command -v e2fsck)")" "$fsck" -fp free.img
-expect_fail 8 '/dev/fuse' unshare -m sh -c 'mount -t tmpfs none /dev && mknod /dev/null c 1 3 && exec "$@"' sh "$fsck" -fp free.img
+without_fuse() { unshare -m sh -c 'mount -t tmpfs none /dev && mknod /dev/null c 1 3 && exec "$@"' sh "$@"; }
+expect_fail 8 '/dev/fuse' without_fuse "$fsck" -fp free.img
+# Which nobody needs for a volume that is clean.
+expect_ok without_fuse "$fsck" -p free.img
 
 # Interrupted: e2fsck ends, and the volume is as good as before.
 printf '#!/bin/sh\n[ "$1" != -V ] || exec %s -V\nkill -INT $PPID\nexec sleep 5\n' "$(command -v e2fsck)" >tools/e2fsck

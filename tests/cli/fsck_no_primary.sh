@@ -2,7 +2,7 @@
 # them, the gate never leaves, and what is live in the redo log is not lost.
 . "$(dirname "$0")/lib.sh"
 need_root
-need_program jq strace
+need_program jq python3 strace
 [ -c /dev/fuse ] || skip "no /dev/fuse"
 
 debug() { debugfs -w -R "$2" "$1" >/dev/null 2>&1; }
@@ -74,13 +74,10 @@ done
 
 # --- live records: the needs-replay bit was in the primary only ---------------------------------------
 volume -b 1024
-strace -qq -o trace -e trace=pwrite64,pwritev2 \
-    atomic4ctl -d sound.img write /db --offset 0 --engine logged --from new >/dev/null
-number=$(awk '/^pwrite64/ { ++n; if (logged) { print n; exit } }
-              /^pwritev2/ && $NF >= 12288 { logged = 1 }' trace)
-capture strace -qq -o /dev/null -e trace=pwrite64 -e "inject=pwrite64:signal=KILL:when=$number" \
-    atomic4ctl -d vol.img write /db --offset 0 --engine logged --from new
-is "$STATUS" 137
+# Mounted before: that is in the primary only, and records go by it.
+debug vol.img "ssv mnt_count 5"
+debug vol.img "ssv mtime 20260102030405"
+leave_record vol.img /db new
 has_feature vol.img FEATURE_I28
 lose_primary vol.img
 cp data newer
@@ -104,3 +101,24 @@ has_feature vol.img FEATURE_I28 || expect_ok fsck.atomic4 -fp vol.img
 capture fsck.atomic4 -fy vol.img
 [ $((STATUS & ~1)) = 0 ] || die "exit status $STATUS"
 repaired newer
+
+# --- a primary that says something else ---------------------------------------------------------------
+for field in 32 24; do  # blocks per group, block size
+    volume -b 1024
+    printf '\001' >byte
+    patch vol.img $((1024 + field)) byte
+    changes_nothing vol.img fsck.atomic4 -fn vol.img
+    [ $((STATUS & 12)) != 0 ] || die "-n: exit status $STATUS"
+    expect_status 1 fsck.atomic4 -fy vol.img
+    repaired data
+done
+
+# --- a wrong checksum, while the journal waits -----------------------------------------------------------
+volume -b 1024
+zeros 1K >block
+debugfs -w -f <(printf 'jo\njw -b 60000 block\njc\n') vol.img >/dev/null 2>&1
+has_feature vol.img needs_recovery
+patch vol.img 2044 <(printf '\001\002\003\004')
+expect_status 1 fsck.atomic4 -fy vol.img
+out_has 'agrees with a copy: repaired'
+repaired data

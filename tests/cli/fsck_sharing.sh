@@ -73,3 +73,65 @@ for options in "-b 4096" "-b 1024" "-b 4096 -O bigalloc -C 16384"; do
         done
     done
 done
+
+# --- blocks that are bad ---------------------------------------------------------------------------------
+# Nothing is moved onto them, although there is room nowhere else.
+seq 20000 20600 >bad
+truncate -s 24M vol.img
+mke2fs -q -t ext4 -b 1024 -m 0 -l bad vol.img
+expect_ok atomic4ctl enable vol.img
+expect_ok atomic4ctl -d vol.img prealloc /db --size 64K --unit 4K
+expect_ok atomic4ctl -d vol.img write /db --offset 0 --from data
+free=$(dumpe2fs -h vol.img 2>/dev/null | sed -n 's/^Free blocks: *//p')
+head -c $(((free - 60) * 1024)) /dev/zero >rest
+debug vol.img "write rest rest"
+debug vol.img "ea_set /db trusted.atomic4.unit 262144"
+capture fsck.atomic4 -fy vol.img
+[ $((STATUS & ~1)) = 0 ] || { show_output && die "exit status $STATUS"; }
+for run in $(atomic4ctl --json -d vol.img map /db | jq -r '.runs[] | "\(.device_offset / 1024):\(.length / 1024)"'); do
+    start=${run%:*}
+    [ "$start" -gt 20600 ] || [ $((start + ${run#*:})) -le 20000 ] || die "it lies on bad blocks: $run"
+done
+debugfs -R "dump /db is" vol.img >/dev/null 2>&1
+cmp data is
+expect_ok fsck.atomic4 -fp vol.img
+
+# --- an xattr block among another file's -------------------------------------------------------------------
+rm vol.img
+truncate -s 32M vol.img
+expect_ok mkfs.atomic4 -q -b 1024 -O ^metadata_csum vol.img
+expect_ok atomic4ctl -d vol.img prealloc /b --size 64K --unit 16K
+expect_ok atomic4ctl -d vol.img write /b --offset 0 --from data
+expect_ok atomic4ctl -d vol.img prealloc /a --size 64K --unit 16K
+head -c 300 plain | tr '\n' ' ' >value
+debug vol.img "ea_set -f value /a user.large"
+inode=$(inode_of vol.img /a)
+before=$(runs_of vol.img /b)
+block=$(debugfs -R "stat /a" vol.img 2>/dev/null | sed -n 's/^File ACL: *\([0-9]*\).*/\1/p')
+[ "${block:-0}" -gt 0 ] || die "/a has no block of xattrs"
+start=$(jq '.[0].device_offset / 1024' <<<"$before")
+patch vol.img $(((start + 2) * 1024)) <(slice vol.img $((block * 1024)) 1024)
+slice vol.img $((start * 1024)) 65536 >data_b
+debug vol.img "sif <$inode> file_acl $((start + 2))"
+expect_status 1 fsck.atomic4 -fy vol.img
+is "$(runs_of vol.img /b)" "$before"
+slice vol.img $((start * 1024)) 65536 | cmp - data_b
+check_clean vol.img
+expect_ok fsck.atomic4 -fp vol.img
+
+# --- faults in inodes that our own passes don't know -----------------------------------------------------------
+rm vol.img
+truncate -s 32M vol.img
+expect_ok mkfs.atomic4 -q -b 1024 vol.img
+for i in 1 2 3 4 5; do expect_ok atomic4ctl -d vol.img prealloc /f$i --size 64K --unit 16K; done
+for i in 1 2 3 4 5; do
+    before=$(runs_of vol.img /f$i)
+    echo "$before" >runs.$i
+    debug vol.img "sif /f$i flags 0x00881000"  # as an indexed directory
+done
+is "$(atomic4ctl -d vol.img ls | grep -c /f)" 5
+expect_status 1 fsck.atomic4 -fy vol.img
+out_has 'e2fsck was ended: a write of [0-9]+ bytes at [0-9]+ would change block [0-9]+, the inode of /f[0-9] \(inode [0-9]+\)$'
+for i in 1 2 3 4 5; do is "$(runs_of vol.img /f$i)" "$(cat runs.$i)"; done
+check_clean vol.img
+expect_ok fsck.atomic4 -fp vol.img

@@ -57,8 +57,42 @@ inode=$(atomic4ctl --json -d vol.img status /db | jq .inode)
 changes_nothing vol.img guard vol.img -- debugfs -w -R "sif <$inode> flags 0x80000" '{}'
 is "$STATUS" 125
 err_has "the inode of /db \\(inode $inode\\)"
-# What only moves it, by metadata elsewhere, is seen afterwards.
 check_clean vol.img
+# Also in the middle of a word; and nothing that the tool leaves behind writes on.
+changes_nothing vol.img guard vol.img -- \
+    dd if=/dev/zero 'of={}' bs=4096 seek=$((block / 4096)) count=1 conv=notrunc
+is "$STATUS" 125
+cat >writes_on.py <<'END'
+import os, sys
+disk = os.open(sys.argv[1], os.O_RDWR)
+try:
+    os.pwrite(disk, b"x", int(sys.argv[2]))
+except PermissionError:
+    pass
+os.pwrite(disk, b"x" * 4096, 60 << 20)
+END
+changes_nothing vol.img guard vol.img -- sh -c 'python3 writes_on.py "$@"; true' sh '{}' "$block"
+is "$STATUS" 125
+# A name that leads past the view is refused.
+exec 7<>vol.img
+changes_nothing vol.img guard /dev/fd/7 -- \
+    dd if=/dev/zero 'of={}' bs=4096 seek=$((block / 4096)) count=1 conv=notrunc
+is "$STATUS" 1
+err_has 'leads past a guarded view: give the real path'
+exec 7>&-
+changes_nothing vol.img guard vol.img -- dd if=/dev/zero 'of={}' bs=1024 seek=1 count=1 conv=notrunc
+is "$STATUS" 125
+err_has '^  the superblock$'
+
+# What only touches it by metadata elsewhere is seen afterwards.
+for change in "kill_file /db" "freeb $((block / 4096)) 4"; do
+    copy_image vol.img other.img
+    capture guard other.img -- debugfs -w -R "$change" '{}'
+    is "$STATUS" 125
+    err_has '#1[17] /db: a block'
+    expect_status 1 fsck.atomic4 -fy other.img
+    check_clean other.img
+done
 
 # Resizing: refused where it would cut an atomic file off, and tried out first.
 expect_ok atomic4ctl -d vol.img prealloc /far --size 40M --unit 64K
@@ -70,6 +104,12 @@ capture guard vol.img -- resize2fs -M '{}'
 is "$STATUS" 1
 err_has 'refused, nothing is changed: in a rehearsal'
 unchanged vol.img
+copy_image vol.img other.img
+expect_ok guard other.img -- resize2fs '{}' 60M
+err_has '^other.img: a rehearsal, on a copy:$'
+err_has '^other.img: and now on the device itself:$'
+check_clean other.img
+e2fsck_clean other.img
 truncate -s 128M vol.img
 expect_ok guard vol.img -- resize2fs '{}'
 err_has "^vol.img: 3 atomic files as before; "

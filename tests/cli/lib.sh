@@ -278,6 +278,49 @@ clear_needs_replay() {
     ! has_feature "$1" FEATURE_I28 || die "the needs-replay bit of $1 is still set"
 }
 
+# leave_record IMAGE PATH FILE: a write of FILE at the beginning of PATH that dies when it has its record
+# in the redo log, and nothing of it in PATH. Needs strace.
+leave_record() {
+    local image=$1 path=$2 file=$3 number
+    copy_image "$image" "$T/.trial"
+    strace -qq -o "$T/.trace" -e trace=pwrite64,pwritev2 \
+        atomic4ctl -d "$T/.trial" write "$path" --offset 0 --engine logged --from "$file" >/dev/null
+    number=$(awk '/^pwrite64/ { ++n; if (logged) { print n; exit } }
+                  /^pwritev2/ && $NF >= 12288 { logged = 1 }' "$T/.trace")
+    capture strace -qq -o /dev/null -e trace=pwrite64 -e "inject=pwrite64:signal=KILL:when=$number" \
+        atomic4ctl -d "$image" write "$path" --offset 0 --engine logged --from "$file"
+    is "$STATUS" 137
+    rm -f "$T/.trial" "$T/.trace"
+}
+
+# The primary superblock's needs-replay bit, with a right checksum. Needs python3.
+set_needs_replay() {
+    python3 - "$1" "$2" <<'END'
+import sys
+with open(sys.argv[1], "r+b") as image:
+    image.seek(1024)
+    super = bytearray(image.read(1024))
+    super[0x63] = super[0x63] & ~0x10 | (0x10 if sys.argv[2] == "on" else 0)
+    crc = 0xffffffff
+    for byte in super[:1020]:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82f63b78 if crc & 1 else 0)
+    super[1020:] = crc.to_bytes(4, "little")
+    image.seek(1024)
+    image.write(super)
+END
+}
+
+# debug_live IMAGE COMMAND…: debugfs on a volume that needs replay, which it refuses.
+debug_live() {
+    local image=$1 command
+    shift
+    set_needs_replay "$image" off
+    for command; do debugfs -w -R "$command" "$image" >/dev/null 2>&1; done
+    set_needs_replay "$image" on
+}
+
 xattrs() {
     debugfs -R "ea_list $2" "$1" 2>/dev/null | sed -n 's/^  //p'
 }

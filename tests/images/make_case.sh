@@ -154,19 +154,6 @@ killed_at() {
     capture strace -qq -o /dev/null -e trace="$call" -e "inject=$call:signal=KILL:when=$number" "$@"
     is "$STATUS" 137
 }
-# A write of 8 KiB at the beginning of /db (or another file) that dies when it has its record in the
-# log, and nothing of it in the file.
-leave_record() {
-    local path=${1:-/db} number
-    copy_image vol.img trial.img
-    strace -qq -o trace -e trace=pwrite64,pwritev2 \
-        atomic4ctl -d trial.img write "$path" --offset 0 --engine logged --from new >/dev/null
-    number=$(awk '/^pwrite64/ { ++n; if (logged) { print n; exit } }
-                  /^pwritev2/ && $NF >= 12288 { logged = 1 }' trace)
-    killed_at pwrite64 "$number" \
-        atomic4ctl -d vol.img write "$path" --offset 0 --engine logged --from new
-}
-
 # --------------------------------------------------------------------------------------------------------
 
 only_expectations=false

@@ -107,9 +107,7 @@ std::vector<std::string> journal_arguments(const std::string& e2fsck, const Fsck
 
 std::vector<std::string> journal_probe_arguments(const std::string& e2fsck,
                                                  const FsckCommand& command) {
-    FsckCommand looking = command;
-    looking.mode = FsckMode::No;
-    return journal_arguments(e2fsck, looking);
+    return {e2fsck, "-n", "-E", "journal_only", command.device};
 }
 
 std::vector<std::string> check_arguments(const std::string& e2fsck, const FsckCommand& command) {

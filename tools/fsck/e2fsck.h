@@ -13,8 +13,8 @@ namespace atomic4::tools {
 // ENOENT, EOPNOTSUPP.
 Result<std::string> find_e2fsck();
 
-// With the user's options, on the view. The journal's replay; a look whether it would come to more
-// than that (e2fsck throws a journal away that it can't use, and then checks everything).
+// With the user's options, on the view: the journal's replay. Without them, so that nothing but the
+// journal can make it fail: a look whether it can be replayed.
 std::vector<std::string> journal_arguments(const std::string& e2fsck, const FsckCommand& command);
 std::vector<std::string> journal_probe_arguments(const std::string& e2fsck,
                                                  const FsckCommand& command);

@@ -19,6 +19,7 @@
 #include "device/read_only_device.h"
 #include "ext4/errcode.h"
 #include "ext4/format.h"
+#include "ext4/journal.h"
 #include "ext4/path.h"
 #include "ext4/transaction.h"
 #include "ext4/xattr.h"
@@ -393,13 +394,28 @@ class Fsck {
             talk_.say("its journal needs recovery: what is checked is the state before that");
             return {};
         }
-        if (!A4_TRY(journal_can_be_used(**volume))) {
-            talk_.say("its journal can't be used: what it holds is given up");
-            if (command_.mode == FsckMode::Preen) {
-                stop_for_somebody();
-                return {};
-            }
-            return check_as_it_stands();
+        // e2fsck throws a journal away that it can't use, and then checks all, before anything is
+        // protected.
+        const bool described = descriptors_are_right(**volume);
+        if (!described && command_.mode == FsckMode::Preen) {  // which goes by them as they stand
+            talk_.say("group descriptors are damaged, and its journal needs recovery");
+            stop_for_somebody();
+            return {};
+        }
+        std::optional<std::string> damage;
+        if (described) damage = A4_TRY(journal_damage(**volume));
+        if (damage) return give_up_journal(*damage);
+        const GuardedExit probe =
+            A4_TRY(run_e2fsck(journal_probe_arguments, ProtectedSet(), false, Output::Nowhere));
+        if (probe.interrupted) {
+            take(probe);
+            return {};
+        }
+        if (probe.status != 0 || probe.signal != 0) {
+            if (!described) return check_by_copy();
+            talk_.say("e2fsck can't use its journal (-fn says why): nothing is done");
+            end(kFsckUncorrected);
+            return {};
         }
         const GuardedExit exit = A4_TRY(run_e2fsck(journal_arguments, ProtectedSet()));
         if (exit.interrupted || exit.signal != 0) {
@@ -417,14 +433,20 @@ class Fsck {
         return {};
     }
 
-    // Whether e2fsck would replay it and do no more: else it would throw it away, and check the
-    // volume, before anything is protected.
-    Result<bool> journal_can_be_used(Volume& volume) {
-        // -p goes by the descriptors as they stand.
-        if (command_.mode == FsckMode::Preen && !descriptors_are_right(volume)) return false;
-        const GuardedExit exit =
-            A4_TRY(run_e2fsck(journal_probe_arguments, ProtectedSet(), false, Output::Nowhere));
-        return exit.signal == 0 && exit.status == 0;
+    // What stands there without it is the truth, then. e2fsck makes a new one.
+    Result<> give_up_journal(const std::string& why) {
+        talk_.say("its journal can't be replayed: " + why);
+        if (command_.mode == FsckMode::Preen ||
+            (command_.mode == FsckMode::Ask &&
+             !talk_.ask("what it holds is lost", "Go on without it"))) {
+            stop_for_somebody();
+            return {};
+        }
+        VolumeOptions options = options_for(OpenFor::Inspect);
+        const auto volume = A4_TRY(Volume::open(lent(device_), options));
+        ext2fs_clear_feature_journal_needs_recovery(volume->fs()->super);
+        corrected_ = true;
+        return volume->mark_for_checking();
     }
 
     static bool descriptors_are_right(Volume& volume) {
@@ -507,19 +529,6 @@ class Fsck {
             }
         }
         return check_first(*set);
-    }
-
-    // Its journal is lost: what stands there without it is the truth.
-    Result<> check_as_it_stands() {
-        ProtectedSet set;
-        {
-            const auto volume = A4_TRY(open(OpenFor::Inspect));
-            auto report = check_volume(*volume);
-            if (!report && report.error().code != EUCLEAN) return fail(std::move(report).error());
-            if (!report) return check_by_copy();
-            set = report->take_protected_set(volume->block_size());
-        }
-        return check_first(set);
     }
 
     // e2fsck before our own passes, which can't work yet.
@@ -922,7 +931,7 @@ class Fsck {
         if (!enabled && enabled.error().code == EIO) return fail(std::move(enabled).error());
         talk_.say(enabled ? "it has a new redo log" : enabled.error().message);
         corrected_ = corrected_ || enabled;
-        log_left_ = log_left_ || !enabled;
+        log_left_ = !enabled;
         return {};
     }
 
