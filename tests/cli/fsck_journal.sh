@@ -43,7 +43,7 @@ out_has 'recovering journal'
 repaired
 
 # A journal that is no more: -p stops, else what stands there is checked, atomic files first.
-for damage in "" "sif /db links_count 0" "sif /db mode 0"; do
+for damage in "" "sif /db links_count 0" "sif /db mode 0" "ssv state 3"; do
     copy_image waiting.img vol.img
     [ -z "$damage" ] || debug vol.img "$damage"
     patch vol.img $(($(block_of vol.img '<8>') * 1024)) <(zeros 4)

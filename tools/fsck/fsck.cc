@@ -445,6 +445,7 @@ class Fsck {
         VolumeOptions options = options_for(OpenFor::Inspect);
         const auto volume = A4_TRY(Volume::open(lent(device_), options));
         ext2fs_clear_feature_journal_needs_recovery(volume->fs()->super);
+        volume->fs()->super->s_state &= ~EXT2_ERROR_FS;  // set, and written, by this:
         corrected_ = true;
         return volume->mark_for_checking();
     }
