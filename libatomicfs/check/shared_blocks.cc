@@ -124,9 +124,11 @@ class Sharing {
         std::vector<const ProtectedFile*> order;
         for (const ProtectedFile& file : intact) order.push_back(&file);
         const ext2_ino_t log = volume_.attr() ? volume_.attr()->log_inode : 0;
-        std::ranges::stable_sort(order, [&](const ProtectedFile* a, const ProtectedFile* b) {
+        std::ranges::sort(order, [&](const ProtectedFile* a, const ProtectedFile* b) {
             if ((a->number == log) != (b->number == log)) return a->number == log;
-            return a->unit.value_or(Bytes(0)) > b->unit.value_or(Bytes(0));
+            const Bytes unit_a = a->unit.value_or(Bytes(0));
+            const Bytes unit_b = b->unit.value_or(Bytes(0));
+            return unit_a != unit_b ? unit_a > unit_b : a->number < b->number;
         });
         for (const ProtectedFile* file : order) {
             atomic_.insert(file->number);

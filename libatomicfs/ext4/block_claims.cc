@@ -192,7 +192,7 @@ Result<> for_each_claiming_inode(Volume& volume, const OnInode& visit, const OnG
     OnGroup group_done = done;
     if (done) ext2fs_set_inode_callback(raw, atomic4_group_done, &group_done);
     const ChecksumsIgnored ignored(fs);
-    const auto size = static_cast<int>(EXT2_INODE_SIZE(fs->super));
+    const int size = EXT2_INODE_SIZE(fs->super);
     std::vector<std::byte> full(std::max<size_t>(size, sizeof(ext2_inode)));
     ext2_inode inode{};
     ClaimingInode claiming{0, inode, {}};

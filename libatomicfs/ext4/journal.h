@@ -12,7 +12,8 @@
 
 namespace atomic4 {
 
-// Why it can't; unset: it can, or is on a device of its own, or of a kind that this doesn't know. The group descriptors are right.
+// Why it can't; unset: it can, or is on a device of its own, or of a kind that this doesn't know.
+// The group descriptors are right.
 Result<std::optional<std::string>> journal_damage(Volume& volume);
 
 }  // namespace atomic4

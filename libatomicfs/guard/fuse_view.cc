@@ -21,9 +21,9 @@ constexpr unsigned kRequestMax = 1 << 20;
 
 struct Served {
     Device* device = nullptr;
-    std::function<void()> on_refusal{};
+    std::function<void()> on_refusal;
     bool refused = false;  // for good
-    std::vector<std::byte> buffer{};
+    std::vector<std::byte> buffer;
 };
 
 Served& served(fuse_req_t request) {
