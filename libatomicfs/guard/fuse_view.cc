@@ -182,6 +182,7 @@ Result<std::unique_ptr<FuseView>> FuseView::start(Device& device,
     fuse_args args = FUSE_ARGS_INIT(1, arguments);
     session.session =
         fuse_session_new(&args, &operations(), sizeof(fuse_lowlevel_ops), &session.served);
+    fuse_opt_free_args(&args);
     if (session.session == nullptr) return fail(ENOMEM, "guarded view: no FUSE session");
     // The session takes the descriptor.
     const std::string place = fmt::format("/dev/fd/{}", fuse.get());
