@@ -41,9 +41,22 @@ Result<> GuardedDevice::refuse(ByteOffset offset, Bytes length, const ProtectedR
     return fail(EPERM, "{}: refused: {}", name(), refusal.to_text());
 }
 
+Result<> GuardedDevice::check_replay(uint64_t begin, uint64_t end) {
+    constexpr uint64_t kPrimary = 1024;
+    if (begin >= kPrimary && end <= kPrimary + sizeof(ext2_super_block)) return {};
+    ext2_super_block super{};
+    A4_CHECK(below_.read(ByteOffset(kPrimary), std::as_writable_bytes(std::span(&super, 1))));
+    if (super.s_magic != EXT2_SUPER_MAGIC ||
+        (super.s_feature_incompat & EXT3_FEATURE_INCOMPAT_RECOVER) != 0)
+        return {};
+    ++writes_refused_;
+    return fail(EPERM, "{}: refused: its journal is replayed", name());
+}
+
 Result<> GuardedDevice::check(ByteOffset offset, std::span<const std::byte> from) {
     const uint64_t begin = offset.value();
     const uint64_t end = begin + from.size();
+    if (only_a_replay_) A4_CHECK(check_replay(begin, end));
     std::vector<std::byte> before;
     for (const ProtectedRange& range : set_.in(begin, end)) {
         if (range.protection == Protection::Data) return refuse(offset, Bytes(from.size()), range);
@@ -78,6 +91,7 @@ Result<> GuardedDevice::write_durable(ByteOffset offset, std::span<const std::by
 Result<> GuardedDevice::zero(ByteOffset offset, Bytes length) {
     A4_CHECK(check_range(*this, "zeroing", offset, length));
     const auto ranges = set_.in(offset.value(), offset.value() + length.value());
+    if (only_a_replay_) A4_CHECK(check_replay(offset.value(), offset.value() + length.value()));
     if (!ranges.empty()) return refuse(offset, length, ranges.front());
     ++writes_;
     return below_.zero(offset, length);

@@ -32,6 +32,9 @@ class GuardedDevice final : public Device {
   public:
     // Takes neither; both must outlive this object.
     GuardedDevice(SuperblockMask& masked, const ProtectedSet& set) : below_(masked), set_(set) {}
+    // Nothing but the replay of the ext4 journal: when the primary superblock says that it is done
+    // (needs_recovery), everything but superblocks is refused.
+    void only_a_replay() { only_a_replay_ = true; }
 
     Result<> read(ByteOffset offset, std::span<std::byte> into) override {
         ++reads_;
@@ -58,6 +61,7 @@ class GuardedDevice final : public Device {
 
   private:
     Result<> check(ByteOffset offset, std::span<const std::byte> from);
+    Result<> check_replay(uint64_t begin, uint64_t end);
     Result<> refuse(ByteOffset offset, Bytes length, const ProtectedRange& range);
 
     SuperblockMask& below_;
@@ -65,6 +69,7 @@ class GuardedDevice final : public Device {
     uint64_t reads_ = 0;
     uint64_t writes_ = 0;
     uint64_t writes_refused_ = 0;
+    bool only_a_replay_ = false;
     std::vector<Refusal> refusals_;
 };
 

@@ -66,23 +66,29 @@ Result<std::unique_ptr<SuperblockMask>> SuperblockMask::make(
     if (below.size().value() < kPrimary + kSuperSize)
         return fail(EINVAL, "{}: not an ext4 volume: too small", below.name());
     A4_CHECK(below.read(ByteOffset(kPrimary), copy));
-    mask->learn_geometry(copy);
-    if (mask->geometry_.s_magic == EXT2_SUPER_MAGIC) return mask;
-    const auto copies = A4_TRY(find_backup_superblocks(below, told));
-    if (!copies.empty()) {
-        mask->geometry_ = copies.front().super;
+    // A copy lies where it says that it does, which proves its geometry; the primary has only its
+    // word.
+    const ext2_super_block& primary = super_in(copy);
+    for (const FoundSuperblock& found : A4_TRY(find_backup_superblocks(below, told))) {
+        if (plausible(primary) &&
+            std::memcmp(found.super.s_uuid, primary.s_uuid, sizeof primary.s_uuid) != 0)
+            continue;
+        mask->geometry_ = found.super;
         return mask;
     }
-    // At least its word.
-    mask->geometry_ = super_in(copy);
-    if (plausible(mask->geometry_)) return mask;
+    mask->geometry_ = primary;
+    if (plausible(primary)) return mask;
     return fail(EINVAL, "{}: not an ext4 volume: no superblock where one should be", below.name());
 }
 
-// One that is damaged, or half of an update, says nothing.
+// One that is damaged, or half of an update, says nothing. What changes is the size.
 void SuperblockMask::learn_geometry(const Copy& primary) {
-    if (plausible(super_in(primary)) && superblock_checksum_is_right(super_in(primary)))
-        geometry_ = super_in(primary);
+    const ext2_super_block& super = super_in(primary);
+    if (plausible(super) && superblock_checksum_is_right(super) &&
+        super.s_log_block_size == geometry_.s_log_block_size &&
+        super.s_blocks_per_group == geometry_.s_blocks_per_group &&
+        super.s_first_data_block == geometry_.s_first_data_block)
+        geometry_ = super;
 }
 
 // Of [begin, end): the places where a superblock can lie.

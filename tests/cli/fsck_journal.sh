@@ -20,6 +20,7 @@ pattern plain 12K >plain
 truncate -s 32M sound.img
 expect_ok mkfs.atomic4 -q -b 1024 -l 256K sound.img
 debug sound.img "write plain low"
+debug sound.img "write plain high"
 expect_ok atomic4ctl -d sound.img prealloc /db --size 256K --unit 16K
 expect_ok atomic4ctl -d sound.img write /db --offset 0 --plain --from data
 before=$(runs_of sound.img /db)
@@ -83,4 +84,19 @@ copy_image waiting.img vol.img
 capture fsck.atomic4 -y -E no_such_option vol.img
 [ $((STATUS & 16)) != 0 ] || die "exit status $STATUS"
 expect_ok fsck.atomic4 -fp vol.img
+repaired
+
+# e2fsck -E journal_only would go on where counts of a descriptor can't be: then somebody who claims
+# blocks of /db gets copies all the same, and not /db.
+copy_image waiting.img vol.img
+miscount() { debugfs -w -f <(printf 'set_bg 3 free_inodes_count 0\nset_bg 3 checksum calc\n') vol.img >/dev/null 2>&1; }
+high=$(debugfs -R "stat /high" vol.img 2>/dev/null | sed -n 's/^Inode: *\([0-9]*\) .*/\1/p')
+debug vol.img "sif <$high> block[5] $(jq '.[0].device_offset / 1024' <<<"$before")"
+miscount
+expect_status 1 fsck.atomic4 -fy vol.img
+out_has '#19 /high: an inode claims blocks of an atomic file, too'
+repaired
+copy_image waiting.img vol.img
+miscount
+expect_status 1 fsck.atomic4 -p vol.img
 repaired

@@ -122,3 +122,23 @@ patch vol.img 2044 <(printf '\001\002\003\004')
 expect_status 1 fsck.atomic4 -fy vol.img
 out_has 'agrees with a copy: repaired'
 repaired data
+
+# --- a primary with a right checksum that says nonsense ------------------------------------------------------
+for field in "blocks_per_group 16384" "log_block_size 1"; do
+    volume -b 1024
+    debug vol.img "ssv $field"
+    expect_status 1 fsck.atomic4 -fy vol.img
+    repaired data
+done
+
+# --- descriptors that have lost their checksum, and where the tables are ---------------------------------------
+for bytes in '\032\001' '\330\124'; do
+    volume -b 1024
+    # shellcheck disable=SC2059
+    patch vol.img $((2048 + 8)) <(printf "$bytes")
+    changes_nothing vol.img fsck.atomic4 -p vol.img
+    is "$STATUS" 4
+    expect_status 1 fsck.atomic4 -fy vol.img
+    out_has 'its group descriptors are damaged: e2fsck goes by their copy behind the superblock at block 8193'
+    repaired data
+done

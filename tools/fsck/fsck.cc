@@ -41,6 +41,8 @@ namespace {
 // from that.
 constexpr int kAttempts = 2;
 
+constexpr const char* kInterrupted = "interrupted: what is left is done by the next run";
+
 // Progress is e2fsck's: lines of "pass done all device" on a descriptor, of which ours have pass 0
 // (systemd-fsck and other readers take that for the beginning), or a line on the terminal that is
 // written over.
@@ -172,6 +174,7 @@ class Fsck {
          std::future<Result<std::string>>& e2fsck, const HeldSignals& signals, FsckTalk& talk)
         : context_(context),
           command_(command),
+          e2fscks_(command),
           device_(device),
           looking_for_e2fsck_(e2fsck),
           signals_(signals),
@@ -208,7 +211,9 @@ class Fsck {
         if (writing()) write_repaired_superblock();
         A4_CHECK(replay_journal());
         if (ended_) return {};
-        const bool opens = openable();
+        if (ended_) return {};
+        bool opens = openable();
+        if (opens && A4_TRY(tables_are_misplaced())) opens = false;
         if (!opens) A4_CHECK(check_by_copy());
         if (ended_) return {};
         auto done = protected_steps();
@@ -238,7 +243,7 @@ class Fsck {
     // Between steps.
     bool stop_if_told() {
         if (ended_ || !signals_.pending()) return ended_;
-        talk_.say("interrupted: what is left is done by the next run");
+        talk_.say(kInterrupted);
         end(kFsckCancelled);
         return true;
     }
@@ -329,25 +334,34 @@ class Fsck {
 
     using Arguments = std::vector<std::string> (*)(const std::string&, const FsckCommand&);
     Result<GuardedExit> run_e2fsck(Arguments arguments, const ProtectedSet& set) {
-        return run_e2fsck(arguments, set, writing(), Output::Ours);
+        return run_e2fsck(arguments, set, writing(), Output::Ours, false);
+    }
+
+    // Without writing and without a word.
+    Result<bool> would_replay() {
+        const GuardedExit exit = A4_TRY(
+            run_e2fsck(journal_probe_arguments, ProtectedSet(), false, Output::Nowhere, false));
+        if (exit.interrupted) take(exit);
+        return exit.status == 0 && exit.signal == 0;
     }
 
     Result<GuardedExit> run_e2fsck(Arguments arguments, const ProtectedSet& set, bool writing,
-                                   Output output) {
+                                   Output output, bool only_a_replay) {
         A4_CHECK(find());
         context_.out.flush();
         std::unique_ptr<SuperblockMask> masked;
         if (writing) {
-            masked = A4_TRY(SuperblockMask::make(device_, told_copy(command_)));
+            masked = A4_TRY(SuperblockMask::make(device_, told_copy(e2fscks_)));
         } else {
             looking_.emplace(device_);
-            masked = A4_TRY(SuperblockMask::make(*looking_, told_copy(command_)));
+            masked = A4_TRY(SuperblockMask::make(*looking_, told_copy(e2fscks_)));
         }
         if (records_seen_)
             masked->records_are_live({records_seen_->fs_mtime, records_seen_->fs_mnt_count});
         GuardedDevice guarded(*masked, set);
+        if (only_a_replay) guarded.only_a_replay();
         const GuardedExit exit =
-            A4_TRY(run_guarded(guarded, command_.device, arguments(e2fsck_, command_), output));
+            A4_TRY(run_guarded(guarded, command_.device, arguments(e2fsck_, e2fscks_), output));
         wrote_ = guarded.writes() > 0;
         if (writing) A4_CHECK(device_.flush());
         refusal_.reset();
@@ -370,7 +384,10 @@ class Fsck {
     void take(const GuardedExit& exit) {
         const bool before = corrected_;
         if ((exit.status & (kFsckCorrected | kFsckReboot)) != 0) corrected_ = true;
-        if (exit.interrupted) return end(kFsckCancelled);
+        if (exit.interrupted) {
+            talk_.say(kInterrupted);
+            return end(kFsckCancelled);
+        }
         if (exit.signal != 0) {
             talk_.say(fmt::format("e2fsck was ended by signal {}", exit.signal));
             return end(kFsckOperational);
@@ -405,19 +422,21 @@ class Fsck {
         std::optional<std::string> damage;
         if (described) damage = A4_TRY(journal_damage(**volume));
         if (damage) return give_up_journal(*damage);
-        const GuardedExit probe =
-            A4_TRY(run_e2fsck(journal_probe_arguments, ProtectedSet(), false, Output::Nowhere));
-        if (probe.interrupted) {
-            take(probe);
-            return {};
-        }
-        if (probe.status != 0 || probe.signal != 0) {
+        if (!A4_TRY(would_replay())) {
+            if (ended_) return {};
             if (!described) return check_by_copy();
             talk_.say("e2fsck can't use its journal (-fn says why): nothing is done");
             end(kFsckUncorrected);
             return {};
         }
-        const GuardedExit exit = A4_TRY(run_e2fsck(journal_arguments, ProtectedSet()));
+        // By wrong descriptors it would have to go on until it has made them anew.
+        if (!described) return check_by_copy();
+        const GuardedExit exit =
+            A4_TRY(run_e2fsck(journal_arguments, ProtectedSet(), true, Output::Ours, true));
+        if (exit.refused && !exit.interrupted) {  // it wanted to go on
+            corrected_ = true;
+            return {};
+        }
         if (exit.interrupted || exit.signal != 0) {
             take(exit);
             return {};
@@ -450,18 +469,20 @@ class Fsck {
         return volume->mark_for_checking();
     }
 
-    static bool descriptors_are_right(Volume& volume) {
-        ext2_filsys fs = volume.fs();
+    static bool descriptor_is_right(ext2_filsys fs, dgrp_t group) {
         const uint64_t end = ext2fs_blocks_count(fs->super);
         const auto inside = [&](uint64_t first, uint64_t count) {
             return first >= fs->super->s_first_data_block && first < end && count <= end - first;
         };
-        for (dgrp_t group = 0; group < fs->group_desc_count; ++group) {
-            if ((ext2fs_has_group_desc_csum(fs) && ext2fs_group_desc_csum_verify(fs, group) == 0) ||
-                !inside(ext2fs_block_bitmap_loc(fs, group), 1) ||
-                !inside(ext2fs_inode_bitmap_loc(fs, group), 1) ||
-                !inside(ext2fs_inode_table_loc(fs, group), fs->inode_blocks_per_group))
-                return false;
+        return (!ext2fs_has_group_desc_csum(fs) || ext2fs_group_desc_csum_verify(fs, group) != 0) &&
+               inside(ext2fs_block_bitmap_loc(fs, group), 1) &&
+               inside(ext2fs_inode_bitmap_loc(fs, group), 1) &&
+               inside(ext2fs_inode_table_loc(fs, group), fs->inode_blocks_per_group);
+    }
+
+    static bool descriptors_are_right(Volume& volume) {
+        for (dgrp_t group = 0; group < volume.fs()->group_desc_count; ++group) {
+            if (!descriptor_is_right(volume.fs(), group)) return false;
         }
         return true;
     }
@@ -476,7 +497,9 @@ class Fsck {
             VolumeOptions options = options_for(OpenFor::Inspect);
             options.superblock = copy.place;
             auto volume = Volume::open(lent(*looking_), options);
-            if (volume) return volume;
+            if (!volume) continue;
+            copy_used_ = copy.place;
+            return volume;
         }
         return nullptr;
     }
@@ -512,22 +535,32 @@ class Fsck {
         }
         talk_.say(fmt::format("{} protected as a copy of the superblock shows them",
                               counted(set->files().size(), "atomic file")));
-        if (writing() && !open(OpenFor::Inspect)) {
+        if (!command_.superblock && A4_TRY(tables_are_misplaced())) {
+            talk_.say(
+                fmt::format("its group descriptors are damaged: e2fsck goes by their copy "
+                            "behind the superblock at block {}",
+                            copy_used_.block));
+            e2fscks_.superblock = std::to_string(copy_used_.block);
+            e2fscks_.block_size = std::to_string(copy_used_.block_size.value());
+        }
+        if (writing() && (!open(OpenFor::Inspect) || needs_recovery())) {
             // The journal first, as always. It may be all that is needed.
-            const GuardedExit probe =
-                A4_TRY(run_e2fsck(journal_probe_arguments, ProtectedSet(), false, Output::Nowhere));
-            if (probe.status == 0 && probe.signal == 0) {
-                const GuardedExit exit = A4_TRY(run_e2fsck(journal_arguments, ProtectedSet()));
-                if (exit.interrupted || exit.signal != 0 || exit.status >= kFsckUncorrected) {
+            if (A4_TRY(would_replay())) {
+                const GuardedExit exit =
+                    A4_TRY(run_e2fsck(journal_arguments, ProtectedSet(), true, Output::Ours, true));
+                const bool went_on = exit.refused && !exit.interrupted;
+                if (!went_on &&
+                    (exit.interrupted || exit.signal != 0 || exit.status >= kFsckUncorrected)) {
                     take(exit);
                     end(exit.status & kFsckUncorrected);
                     return {};
                 }
                 corrected_ = true;
-                if (openable()) return it_is_there_again();
+                if (openable() && !A4_TRY(tables_are_misplaced())) return it_is_there_again();
                 set = A4_TRY(protected_by_copy());
                 if (!set) return check_unprotected();
             }
+            if (ended_) return {};
         }
         return check_first(*set);
     }
@@ -543,7 +576,38 @@ class Fsck {
 
     Result<> it_is_there_again() {
         records_seen_.reset();  // the primary says it now
+        e2fscks_ = command_;
         return {};
+    }
+
+    bool needs_recovery() {
+        const auto volume = open(OpenFor::Inspect);
+        return volume && ext2fs_has_feature_journal_needs_recovery((*volume)->fs()->super);
+    }
+
+    // Descriptors that are damaged, and say another place than their copies: e2fsck would believe
+    // them where they only have a wrong checksum. It has to go by the copy then.
+    Result<bool> tables_are_misplaced() {
+        std::vector<std::array<uint64_t, 3>> places;
+        std::set<dgrp_t> wrong;
+        {
+            const auto volume = open(OpenFor::Inspect);
+            if (!volume || descriptors_are_right(**volume)) return false;
+            for (dgrp_t group = 0; group < (*volume)->fs()->group_desc_count; ++group) {
+                places.push_back(places_of((*volume)->fs(), group));
+                if (!descriptor_is_right((*volume)->fs(), group)) wrong.insert(group);
+            }
+        }
+        const auto copy = A4_TRY(open_by_copy());
+        if (!copy || copy->fs()->group_desc_count != places.size() || !descriptors_are_right(*copy))
+            return false;
+        return std::ranges::any_of(
+            wrong, [&](dgrp_t group) { return places_of(copy->fs(), group) != places[group]; });
+    }
+
+    static std::array<uint64_t, 3> places_of(ext2_filsys fs, dgrp_t group) {
+        return {ext2fs_block_bitmap_loc(fs, group), ext2fs_inode_bitmap_loc(fs, group),
+                ext2fs_inode_table_loc(fs, group)};
     }
 
     Result<> check_unprotected() {
@@ -938,6 +1002,7 @@ class Fsck {
 
     const Context& context_;
     const FsckCommand& command_;
+    FsckCommand e2fscks_;  // the same, perhaps by another copy of the superblock
     Device& device_;
     std::future<Result<std::string>>& looking_for_e2fsck_;
     std::string e2fsck_;
@@ -949,6 +1014,7 @@ class Fsck {
     std::set<ext2_ino_t> at_fault_;   // whose inode or tree it had to change
     std::set<ext2_ino_t> damaged_;    // of live records, before e2fsck
     bool corrected_ = false;
+    SuperblockPlace copy_used_;
     bool wrote_ = false;                        // e2fsck, in its last run
     int e2fsck_status_ = 0;                     // its last run
     bool left_ = false;                         // by our last pass
