@@ -954,7 +954,12 @@ class Fsck {
         A4_CHECK(pass(RepairRound::Last));
         if (ended_) return {};
         if (stop_if_told()) return {};
-        if (log_given_up_ || log_is_broken_) A4_CHECK(make_log());
+        if (log_given_up_ || log_is_broken_) {
+            A4_CHECK(make_log());
+            // What was left may have been the old one's.
+            if (left_ && !log_left_) A4_CHECK(pass(RepairRound::Last));
+            if (ended_) return {};
+        }
         log_left_ = log_left_ || records_left_ || A4_TRY(log_is_lost());
         return {};
     }
@@ -997,6 +1002,7 @@ class Fsck {
         talk_.say(enabled ? "it has a new redo log" : enabled.error().message);
         corrected_ = corrected_ || enabled;
         log_left_ = !enabled;
+        if (enabled) records_left_ = false;  // they were in the old one
         return {};
     }
 
