@@ -1,0 +1,62 @@
+#include "fsck/protected_check.h"
+
+#include "base/text.h"
+#include "guard/atomic_files.h"
+
+namespace atomic4::tools {
+
+namespace {
+
+// A write that the view refuses ends e2fsck: so often it is tried again where nothing was learned
+// from that.
+constexpr int kAttempts = 2;
+
+Result<std::vector<FileChange>> changed_files(FsckSession& session, const ProtectedSet& set) {
+    const auto volume = A4_TRY(session.open(OpenFor::Inspect));
+    return changes_in(*volume, set);
+}
+
+}  // namespace
+
+Result<ProtectedSet> ProtectedCheck::until_done(const NextSet& next) {
+    int in_vain = 0;
+    for (;;) {
+        ProtectedSet set = A4_TRY(next());
+        if (session_.ended()) return set;
+        for (const ext2_ino_t number : at_fault_) set = set.with_only_data_of(number);
+        const GuardedExit exit = A4_TRY(runs_.check(set));
+        has_run_ = true;
+        const bool done = !exit.refused || exit.interrupted;
+        if (done) runs_.take(exit);
+        // Also after an interruption: what is protected is protected.
+        if (session_.writing()) was_put_back_ = A4_TRY(put_back(set));
+        if (done || session_.ended()) return set;
+        const bool learned = runs_.refusal() && runs_.refusal()->protection != Protection::Data &&
+                             at_fault_.insert(runs_.refusal()->inode).second;
+        if (!learned && ++in_vain == kAttempts) break;
+    }
+    session_.talk.say(
+        "e2fsck wants to change what is protected, whatever is done about it: what else is "
+        "wrong stays as it is");
+    session_.end(kFsckUncorrected);
+    return ProtectedSet();
+}
+
+Result<bool> ProtectedCheck::put_back(const ProtectedSet& set) {
+    if (set.files().empty() || !session_.open(OpenFor::Inspect)) return false;
+    const auto changes = A4_TRY(changed_files(session_, set));
+    if (changes.empty()) return false;
+    for (const FileChange& change : changes)
+        session_.talk.say(printable(change.text) + ": it gets its blocks back");
+    const auto volume = A4_TRY(session_.open(OpenFor::Write));
+    auto done = atomic4::put_back(*volume, set, changes);
+    if (!done && done.error().code == EIO) return fail(std::move(done).error());
+    if (!done) {
+        session_.talk.say(done.error().message + ": it doesn't get them back");
+        session_.end(kFsckUncorrected);
+    }
+    session_.corrected = true;
+    return true;
+}
+
+}  // namespace atomic4::tools
