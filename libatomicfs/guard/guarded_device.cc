@@ -80,7 +80,13 @@ Result<> GuardedDevice::write(ByteOffset offset, std::span<const std::byte> from
     A4_CHECK(check_range(*this, "write", offset, Bytes(from.size())));
     A4_CHECK(check(offset, from));
     ++writes_;
-    return below_.write(offset, from);
+    return noted(below_.write(offset, from));
+}
+
+// EPERM is the mask's: a refusal.
+Result<> GuardedDevice::noted(Result<> done) {
+    if (!done && done.error().code != EPERM && !failure_) failure_ = done.error();
+    return done;
 }
 
 Result<> GuardedDevice::write_durable(ByteOffset offset, std::span<const std::byte> from) {
@@ -94,7 +100,7 @@ Result<> GuardedDevice::zero(ByteOffset offset, Bytes length) {
     if (only_a_replay_) A4_CHECK(check_replay(offset.value(), offset.value() + length.value()));
     if (!ranges.empty()) return refuse(offset, length, ranges.front());
     ++writes_;
-    return below_.zero(offset, length);
+    return noted(below_.zero(offset, length));
 }
 
 }  // namespace atomic4

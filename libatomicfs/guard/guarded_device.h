@@ -46,7 +46,7 @@ class GuardedDevice final : public Device {
         return below_.write_atomic(offset, from);
     }
     Result<> zero(ByteOffset offset, Bytes length) override;
-    Result<> flush() override { return below_.flush(); }
+    Result<> flush() override { return noted(below_.flush()); }
 
     Bytes size() const override { return below_.size(); }
     const AtomicLimits& atomic_limits() const override { return below_.atomic_limits(); }
@@ -56,11 +56,15 @@ class GuardedDevice final : public Device {
     uint64_t reads() const { return reads_; }
     uint64_t writes() const { return writes_; }
     uint64_t writes_refused() const { return writes_refused_; }
+    // The first write or flush that the device failed: tools go on after such a thing ("ignore
+    // error? yes"), but what they have done isn't there.
+    const std::optional<Error>& failure() const { return failure_; }
     // The first ones: a tool that goes on would make many.
     const std::vector<Refusal>& refusals() const { return refusals_; }
 
   private:
     Result<> check(ByteOffset offset, std::span<const std::byte> from);
+    Result<> noted(Result<> done);
     Result<> check_replay(uint64_t begin, uint64_t end);
     Result<> refuse(ByteOffset offset, Bytes length, const ProtectedRange& range);
 
@@ -71,6 +75,7 @@ class GuardedDevice final : public Device {
     uint64_t writes_refused_ = 0;
     bool only_a_replay_ = false;
     std::vector<Refusal> refusals_;
+    std::optional<Error> failure_;
 };
 
 }  // namespace atomic4

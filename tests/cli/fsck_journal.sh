@@ -2,16 +2,16 @@
 # atomic files are protected.
 . "$(dirname "$0")/lib.sh"
 need_root
-need_program jq
+need_program jq script
 [ -c /dev/fuse ] || skip "no /dev/fuse"
 
 debug() { debugfs -w -R "$2" "$1" >/dev/null 2>&1; }
 block_of() { debugfs -R "blocks $2" "$1" 2>/dev/null | awk '{ print $1 }'; }
 runs_of() { atomic4ctl --json -d "$1" map "$2" | jq -c .runs; }
-# A transaction that writes zeros to a block that nobody uses.
+# journal IMAGE [-c]: a transaction that writes zeros to a block that nobody uses; with checksums.
 journal() {
     zeros 1K >block
-    debugfs -w -f <(printf 'jo\njw -b 30000 block\njc\n') "$1" >/dev/null 2>&1
+    debugfs -w -f <(printf 'jo %s\njw -b 30000 block\njc\n' "${2:-}") "$1" >/dev/null 2>&1
     has_feature "$1" needs_recovery
 }
 
@@ -43,23 +43,35 @@ expect_status 1 fsck.atomic4 -p vol.img
 out_has 'recovering journal'
 repaired
 
+# stops_and_is_repaired REASON: -p changes nothing, and -y everything that has to be.
+stops_and_is_repaired() {
+    changes_nothing vol.img fsck.atomic4 -p vol.img
+    is "$STATUS" 4
+    out_has "$1"
+    expect_status 1 fsck.atomic4 -y vol.img
+    repaired
+}
 # A journal that is no more: -p stops, else what stands there is checked, atomic files first.
 for damage in "" "sif /db links_count 0" "sif /db mode 0" "ssv state 3"; do
     copy_image waiting.img vol.img
     [ -z "$damage" ] || debug vol.img "$damage"
     patch vol.img $(($(block_of vol.img '<8>') * 1024)) <(zeros 4)
-    changes_nothing vol.img fsck.atomic4 -p vol.img
-    is "$STATUS" 4
-    out_has "its journal can't be replayed: its superblock is none"
-    expect_status 1 fsck.atomic4 -y vol.img
-    repaired
+    stops_and_is_repaired "its journal can't be replayed: its superblock is none"
 done
 for at in 12 252; do  # block size, checksum
-    copy_image waiting.img vol.img
+    copy_image sound.img vol.img
+    journal vol.img -c
     patch vol.img $(($(block_of vol.img '<8>') * 1024 + at)) <(printf '\125\125\125\125')
-    expect_status 1 fsck.atomic4 -y vol.img
-    repaired
+    stops_and_is_repaired "its journal can't be replayed: its superblock"
 done
+
+# Asked, and answered no: nothing is done.
+copy_image waiting.img vol.img
+patch vol.img $(($(block_of vol.img '<8>') * 1024)) <(zeros 4)
+remember vol.img
+printf 'n\n' | script -qec "fsck.atomic4 vol.img" /dev/null >said 2>&1 || true
+grep -q 'what it holds is lost. Go on without it? (y/n)' said || { cat said >&2; die "it wasn't asked"; }
+unchanged vol.img
 
 # One of a kind that nobody knows is not given up.
 copy_image waiting.img vol.img
@@ -72,11 +84,7 @@ out_has "e2fsck can't use its journal"
 for byte in 0 8; do  # of the first: where block bitmap and inode table are
     copy_image waiting.img vol.img
     patch vol.img $((2048 + byte)) <(printf '\063')
-    changes_nothing vol.img fsck.atomic4 -p vol.img
-    is "$STATUS" 4
-    out_has 'group descriptors are damaged, and its journal needs recovery'
-    expect_status 1 fsck.atomic4 -y vol.img
-    repaired
+    stops_and_is_repaired 'group descriptors are damaged, and its journal needs recovery'
 done
 
 # A wrong option is no reason to give up a journal.
@@ -100,3 +108,21 @@ copy_image waiting.img vol.img
 miscount
 expect_status 1 fsck.atomic4 -p vol.img
 repaired
+
+# An e2fsck that takes the journal for good, and then can't replay it: nothing else is done.
+mkdir tools
+cat >tools/e2fsck <<END
+#!/bin/sh
+case "\$*" in
+    -V) exec $(command -v e2fsck) -V ;;
+    *-n*) exit 0 ;;
+    *journal_only*) exit 8 ;;
+esac
+echo checked >>$T/checked
+END
+chmod +x tools/e2fsck
+copy_image waiting.img vol.img
+changes_nothing vol.img env PATH="$T/tools:$PATH" fsck.atomic4 -y vol.img
+is "$STATUS" 8
+out_has 'its journal could not be replayed: nothing else is done'
+[ ! -e checked ] || die "it was checked all the same"

@@ -142,3 +142,16 @@ for bytes in '\032\001' '\330\124'; do
     out_has 'its group descriptors are damaged: e2fsck goes by their copy behind the superblock at block 8193'
     repaired data
 done
+
+# --- no copy at all ------------------------------------------------------------------------------------------------
+# A single group, and a primary whose checksum can't be proved.
+rm vol.img
+truncate -s 7M vol.img
+expect_ok mkfs.atomic4 -q -b 1024 -l 256K vol.img
+patch vol.img 2044 <(printf '\001\002\003\004')
+changes_nothing vol.img fsck.atomic4 -p vol.img
+is "$STATUS" 4
+out_has 'RUN fsck MANUALLY'
+changes_nothing vol.img fsck.atomic4 -fy vol.img
+[ $((STATUS & 8)) != 0 ] || die "exit status $STATUS"
+out_has "as it is, its atomic files can't be protected: e2fsck goes first"

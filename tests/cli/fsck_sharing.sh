@@ -135,3 +135,32 @@ out_has 'e2fsck was ended: a write of [0-9]+ bytes at [0-9]+ would change block 
 for i in 1 2 3 4 5; do is "$(runs_of vol.img /f$i)" "$(cat runs.$i)"; done
 check_clean vol.img
 expect_ok fsck.atomic4 -fp vol.img
+
+# --- an e2fsck that will touch a file, whatever is done about it ---------------------------------------------
+rm vol.img
+truncate -s 32M vol.img
+expect_ok mkfs.atomic4 -q -b 1024 vol.img
+expect_ok atomic4ctl -d vol.img prealloc /db --size 64K --unit 16K
+before=$(runs_of vol.img /db)
+mkdir tools
+cat >tools/e2fsck <<END
+#!/bin/sh
+[ "\$1" != -V ] || exec $(command -v e2fsck) -V
+for device; do :; done
+dd if=/dev/urandom of="\$device" bs=1024 seek=$(jq '.[0].device_offset / 1024' <<<"$before") count=1 conv=notrunc 2>/dev/null
+echo "went on" >>$T/went_on
+END
+chmod +x tools/e2fsck
+copy_image vol.img sound.img
+expect_status 4 env PATH="$T/tools:$PATH" fsck.atomic4 -fy vol.img
+out_has 'e2fsck was ended: a write of 1024 bytes at [0-9]+ would change block [0-9]+, data of /db \(inode [0-9]+\)$'
+out_has 'e2fsck wants to change what is protected, whatever is done about it'
+[ ! -e went_on ] || die "it heard of the refusal"
+start=$(jq '.[0].device_offset' <<<"$before")
+cmp <(slice vol.img "$start" 65536) <(slice sound.img "$start" 65536)
+# The next one looks, also without -f.
+expect_ok fsck.atomic4 -p vol.img
+out_lacks 'clean, '
+is "$(runs_of vol.img /db)" "$before"
+check_clean vol.img
+e2fsck_clean vol.img

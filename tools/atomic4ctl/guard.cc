@@ -37,6 +37,8 @@ Result<Ran> run_and_compare(Device& device, const ProtectedSet& set, const std::
     const auto masked = A4_TRY(SuperblockMask::make(device));
     GuardedDevice guarded(*masked, set);
     ran.exit = A4_TRY(run_guarded(guarded, path, words));
+    if (guarded.failure())
+        return fail(Error(*guarded.failure()).with_context("under " + words.front()));
     A4_CHECK(device.read_only() ? Result<>{} : device.flush());
     ran.writes = guarded.writes();
     ran.superblocks = masked->writes_masked();

@@ -41,6 +41,8 @@ Result<GuardedExit> E2fsckRuns::run_as(Arguments arguments, const ProtectedSet& 
         A4_TRY(run_guarded(guarded, session_.command.device, arguments(program_, e2fscks_),
                            how == How::Probes ? Output::Nowhere : Output::Ours));
     wrote_ = guarded.writes() > 0;
+    session_.corrected = session_.corrected || (guarded.failure() && wrote_);
+    if (guarded.failure()) return fail(Error(*guarded.failure()).with_context("under e2fsck"));
     if (writing) A4_CHECK(session_.device.flush());
     refusal_.reset();
     if (guarded.refusals().empty()) return exit;
