@@ -58,6 +58,11 @@ bool is_atomic(const ext2_inode& inode) {
            (inode.i_flags & kInodeFlagAtomic) != 0;
 }
 
+bool is_ordinary(const ext2_inode& inode) {
+    return inode.i_links_count != 0 && LINUX_S_ISREG(inode.i_mode) &&
+           (inode.i_flags & kInodeFlagAtomic) == 0;
+}
+
 class Checker {
   public:
     Checker(Volume& volume, CheckReport& report) : volume_(volume), report_(report) {}
@@ -379,6 +384,7 @@ Result<CheckReport> check_volume(Volume& volume, const OnGroup& progress) {
     checker.check_log();
     std::vector<ext2_ino_t> damaged;
     std::vector<ext2_ino_t> inodes;
+    std::vector<ext2_ino_t> ordinary;  // with a unit
     InodeClaims claims(volume);
     A4_CHECK(claims.for_each(
         [&](const ClaimingInode& inode) {
@@ -386,12 +392,15 @@ Result<CheckReport> check_volume(Volume& volume, const OnGroup& progress) {
                 damaged.push_back(inode.number);
             else if (inode.checksum_ok && is_atomic(inode.inode))
                 inodes.push_back(inode.number);
+            else if (inode.unit && is_ordinary(inode.inode))
+                ordinary.push_back(inode.number);
         },
         progress));
     for (const ext2_ino_t inode : damaged) {
         checker.add(FindingId::InodeUnreadable, inode,
                     fmt::format("inode {}: the volume needs e2fsck", inode));
     }
+    for (const ext2_ino_t inode : ordinary) A4_CHECK(checker.check_file(inode));
     A4_CHECK(checker.read_orphans());
     std::set<ext2_ino_t> broken;
     for (const ext2_ino_t inode : inodes) {

@@ -181,6 +181,22 @@ extern "C" errcode_t atomic4_group_done(ext2_filsys fs, ext2_inode_scan, dgrp_t 
     return go_on ? 0 : ECANCELED;
 }
 
+// A name among the attributes that lie in the inode, if there are any.
+bool has_unit(std::span<const std::byte> full) {
+    constexpr std::string_view kWhole = kUnitXattr;
+    constexpr std::string_view kName = kWhole.substr(kWhole.find('.') + 1);
+    constexpr size_t kBegin = EXT2_GOOD_OLD_INODE_SIZE;
+    uint16_t extra = 0;
+    uint32_t magic = 0;
+    if (full.size() <= kBegin + sizeof extra) return false;
+    std::memcpy(&extra, full.data() + kBegin, sizeof extra);
+    if (kBegin + extra + sizeof magic > full.size()) return false;
+    const auto attributes = full.subspan(kBegin + extra);
+    std::memcpy(&magic, attributes.data(), sizeof magic);
+    return magic == EXT2_EXT_ATTR_MAGIC &&
+           ::memmem(attributes.data(), attributes.size(), kName.data(), kName.size()) != nullptr;
+}
+
 }  // namespace
 
 Result<> for_each_claiming_inode(Volume& volume, const OnInode& visit, const OnGroup& done) {
@@ -213,7 +229,8 @@ Result<> for_each_claiming_inode(Volume& volume, const OnInode& visit, const OnG
             if (const uint64_t block = ext2fs_file_acl_block(fs, &inode); block != 0)
                 claiming.claims.push_back({Kind::Xattrs, Lblk(0), {Pblk(block), Blocks(1)}});
         }
-        const bool marked = used && (inode.i_flags & kInodeFlagAtomic) != 0;
+        claiming.unit = used && has_unit(full);
+        const bool marked = claiming.unit || (used && (inode.i_flags & kInodeFlagAtomic) != 0);
         if (!claiming.claims.empty() || !claiming.readable || !claiming.checksum_ok || marked)
             visit(claiming);
     }

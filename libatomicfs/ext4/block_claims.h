@@ -33,10 +33,11 @@ struct ClaimingInode {
     std::vector<BlockClaim> claims;
     bool readable = true;     // to its end
     bool checksum_ok = true;  // of the inode itself
+    bool unit = false;        // the unit's attribute is in the inode, or seems to be
 };
 
-// Of each inode that is in use and claims blocks, or is marked as atomic, or has a wrong checksum;
-// in order.
+// Of each inode that is in use and claims blocks, or is marked as atomic or has a unit, or has a
+// wrong checksum; in order.
 using OnInode = std::function<void(const ClaimingInode&)>;
 // After each block group: how many of them are done. False ends it, with ECANCELED.
 using OnGroup = std::function<bool(uint64_t done, uint64_t groups)>;

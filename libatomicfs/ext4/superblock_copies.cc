@@ -2,11 +2,11 @@
 
 #include <algorithm>
 #include <cstring>
+#include <ctime>
 
 #include "base/crc32c.h"
 #include "ext4/errcode.h"
 #include "ext4/format.h"
-#include "ext4/inode_time.h"
 
 namespace atomic4 {
 
@@ -87,7 +87,9 @@ bool superblock_checksum_is_right(const ext2_super_block& super) {
 Result<> write_primary_superblock(ext2_filsys fs, Device& device) {
     std::vector<std::byte> block(kPrimaryWrite);
     A4_CHECK(device.read(ByteOffset(0), block).context("primary superblock"));
-    const auto now = static_cast<uint64_t>(time_now(fs).seconds);
+    // Not a precise clock: e2fsck, which may come at once, compares with time(2), and that can be a
+    // tick behind and in the second before.
+    const auto now = static_cast<uint64_t>(fs->now != 0 ? fs->now : std::time(nullptr));
     fs->super->s_wtime = static_cast<uint32_t>(now);
     fs->super->s_wtime_hi = static_cast<uint8_t>(now >> 32);
     fs->super->s_block_group_nr = 0;

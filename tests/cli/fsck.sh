@@ -105,6 +105,17 @@ for options in -p -n -fn -fy; do
 done
 unset E2FSCK_TIME
 
+# With a journal of its own, which -j names.
+truncate -s 16M journal.img
+mke2fs -q -b 1024 -O journal_dev journal.img
+attach journal journal.img
+rm plain.img
+truncate -s 16M plain.img
+mke2fs -q -t ext4 -b 1024 -J device="$journal" plain.img
+for program in e2fsck fsck.atomic4; do
+    expect_ok $program -fn -j "$journal" plain.img
+done
+
 # --- questions ------------------------------------------------------------------------------------
 copy_image sound.img vol.img
 db=$(debugfs -R "stat /db" vol.img 2>/dev/null | sed -n 's/^Inode: *\([0-9]*\) .*/\1/p')

@@ -74,6 +74,27 @@ for options in "-b 4096" "-b 1024" "-b 4096 -O bigalloc -C 16384"; do
     done
 done
 
+# --- many sharers ------------------------------------------------------------------------------------------
+for options in "-b 4096" "-b 1024"; do
+    # shellcheck disable=SC2086
+    volume vol.img $options
+    before=$(runs_of vol.img /db)
+    block_size=$(dumpe2fs -h vol.img 2>/dev/null | sed -n 's/^Block size: *//p')
+    start=$(jq '.[0].device_offset' <<<"$before")
+    debugfs -w -f <(for i in $(seq 60); do echo "write plain many$i"; done) vol.img >/dev/null 2>&1
+    debugfs -w -f <(for i in $(seq 60); do echo "sif many$i block[5] $((start / block_size + i % 3))"; done) vol.img >/dev/null 2>&1
+    for name in low mid high; do debugfs -R "dump $name want_$name" vol.img >/dev/null 2>&1; done
+    debugfs -R "rdump / ." vol.img >/dev/null 2>&1
+    for i in $(seq 60); do mv "many$i" "want_many$i"; done
+    expect_status 1 fsck.atomic4 -fy vol.img
+    is "$(grep -c '^#19 /many' "$OUT")" 60
+    for i in $(seq 60); do
+        debugfs -R "dump many$i is" vol.img >/dev/null 2>&1
+        cmp "want_many$i" is
+    done
+    repaired vol.img "$before"
+done
+
 # --- blocks that are bad ---------------------------------------------------------------------------------
 # Nothing is moved onto them, although there is room nowhere else.
 seq 20000 20600 >bad

@@ -37,6 +37,8 @@ is "$(blkid -o value -s LABEL vol.img)" guarded
 gate_is_everywhere
 expect_ok guard vol.img -- e2fsck -fy '{}'
 gate_is_everywhere
+expect_ok guard vol.img -- e2image '{}' metadata.e2i
+[ -s metadata.e2i ] || die "e2image has made nothing"
 expect_status 7 guard vol.img -- sh -c 'exit 7'
 expect_status 143 guard vol.img -- sh -c 'kill -TERM $$'
 expect_ok atomic4ctl --json guard vol.img -- true
