@@ -27,13 +27,6 @@ std::vector<BlockClaim> file_claims_of(Volume& volume, ext2_ino_t number) {
     return claims;
 }
 
-Runs runs_of(const ProtectedFile& file) {
-    Runs runs;
-    for (const Mapping& mapping : file.mappings) runs.push_back({mapping.pblk, mapping.length});
-    for (const ProtectedFile::Node& node : file.nodes) runs.push_back({node.block, Blocks(1)});
-    return runs;
-}
-
 // Whose blocks are whose, by whole clusters: two inodes can't share one.
 class Owners {
   public:

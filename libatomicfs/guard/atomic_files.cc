@@ -63,29 +63,21 @@ Result<std::string> change_of(Volume& volume, const ProtectedFile& file) {
     return difference(file.mappings, joined(*mapped));
 }
 
-std::vector<PblkRun> runs_of(const ProtectedFile& file) {
-    std::vector<PblkRun> runs;
-    for (const Mapping& mapping : file.mappings) runs.push_back({mapping.pblk, mapping.length});
-    for (const ProtectedFile::Node& node : file.nodes) runs.push_back({node.block, Blocks(1)});
-    return runs;
-}
-
-// What of these blocks has come to others than those whose they are here.
+// What of these blocks (ascending, apart) has come to other inodes than those whose they were.
 Result<std::map<ext2_ino_t, std::vector<BlockClaim>>> claimed_by_others(
-    Volume& volume, const std::map<ext2_ino_t, std::vector<PblkRun>>& owners) {
+    Volume& volume, const std::vector<PblkRun>& blocks, const std::set<ext2_ino_t>& owners) {
+    const auto end_of = [](const PblkRun& run) { return run.start + run.length; };
     std::map<ext2_ino_t, std::vector<BlockClaim>> theirs;
     A4_CHECK(for_each_claiming_inode(volume, [&](const ClaimingInode& inode) {
         if (owners.contains(inode.number)) return;
         for (const BlockClaim& claim : inode.claims) {
-            for (const auto& [owner, runs] : owners) {
-                for (const PblkRun& run : runs) {
-                    const Pblk from = std::max(claim.run.start, run.start);
-                    const Pblk to =
-                        std::min(claim.run.start + claim.run.length, run.start + run.length);
-                    if (from >= to) continue;
-                    theirs[inode.number].push_back(
-                        {claim.kind, claim.lblk + (from - claim.run.start), {from, to - from}});
-                }
+            const Pblk end = end_of(claim.run);
+            for (auto run = std::ranges::upper_bound(blocks, claim.run.start, {}, end_of);
+                 run != blocks.end() && run->start < end; ++run) {
+                const Pblk from = std::max(claim.run.start, run->start);
+                const Pblk to = std::min(end, end_of(*run));
+                theirs[inode.number].push_back(
+                    {claim.kind, claim.lblk + (from - claim.run.start), {from, to - from}});
             }
         }
     }));
@@ -132,18 +124,20 @@ Result<std::vector<FileChange>> changes_in(Volume& volume, const ProtectedSet& s
 Result<> put_back(Volume& volume, const ProtectedSet& set, const std::vector<FileChange>& changes) {
     ext2_filsys fs = volume.fs();
     Device& device = volume.device();
-    std::map<ext2_ino_t, std::vector<PblkRun>> runs;
-    std::vector<PblkRun> all;
+    std::vector<PblkRun> blocks;
+    std::set<ext2_ino_t> owners;
     for (const FileChange& change : changes) {
         const ProtectedFile& file = set.files()[change.file];
-        runs[file.number] = runs_of(file);
-        all.insert(all.end(), runs[file.number].begin(), runs[file.number].end());
+        const std::vector<PblkRun> its = runs_of(file);
+        blocks.insert(blocks.end(), its.begin(), its.end());
+        owners.insert(file.number);
     }
+    std::ranges::sort(blocks, {}, &PblkRun::start);
     // Whoever is interrupted here leaves a volume that has to be checked.
     A4_CHECK(volume.mark_for_checking());
     // No inode points at what the bitmaps call free, not even between two writes.
-    A4_CHECK(prove_all_bitmaps(volume, Unclaimed::StaysUsed, all));
-    for (const auto& [number, parts] : A4_TRY(claimed_by_others(volume, runs)))
+    A4_CHECK(prove_all_bitmaps(volume, Unclaimed::StaysUsed, blocks));
+    for (const auto& [number, parts] : A4_TRY(claimed_by_others(volume, blocks, owners)))
         A4_CHECK(move_blocks(volume, number, parts, Blocks(1)));
     for (const FileChange& change : changes) {
         const ProtectedFile& file = set.files()[change.file];

@@ -75,6 +75,13 @@ Pblk ProtectedSet::end() const {
     return Pblk(end / block_size_.value());
 }
 
+std::vector<PblkRun> runs_of(const ProtectedFile& file) {
+    std::vector<PblkRun> runs;
+    for (const Mapping& mapping : file.mappings) runs.push_back({mapping.pblk, mapping.length});
+    for (const ProtectedFile::Node& node : file.nodes) runs.push_back({node.block, Blocks(1)});
+    return runs;
+}
+
 std::string name_of_file(const std::string& path, ext2_ino_t number) {
     return path.empty() ? fmt::format("inode {}", number)
                         : fmt::format("{} (inode {})", path, number);

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "ext4/aligned_allocator.h"
 #include "ext4/atomic_file.h"
 #include "ext4/extent_map.h"
 
@@ -34,6 +35,9 @@ enum class Protection {
     Tree,   // none that changes it
     Inode,  // none that changes it
 };
+
+// Its data and its tree, in no order.
+std::vector<PblkRun> runs_of(const ProtectedFile& file);
 
 struct ProtectedRange {
     uint64_t begin = 0;  // bytes
