@@ -183,8 +183,8 @@ extern "C" errcode_t atomic4_group_done(ext2_filsys fs, ext2_inode_scan, dgrp_t 
 
 // A name among the attributes that lie in the inode, if there are any.
 bool has_unit(std::span<const std::byte> full) {
-    constexpr std::string_view kWhole = kUnitXattr;
-    constexpr std::string_view kName = kWhole.substr(kWhole.find('.') + 1);
+    const std::string_view whole = kUnitXattr;
+    const std::string_view name = whole.substr(whole.find('.') + 1);
     constexpr size_t kBegin = EXT2_GOOD_OLD_INODE_SIZE;
     uint16_t extra = 0;
     uint32_t magic = 0;
@@ -194,7 +194,7 @@ bool has_unit(std::span<const std::byte> full) {
     const auto attributes = full.subspan(kBegin + extra);
     std::memcpy(&magic, attributes.data(), sizeof magic);
     return magic == EXT2_EXT_ATTR_MAGIC &&
-           ::memmem(attributes.data(), attributes.size(), kName.data(), kName.size()) != nullptr;
+           ::memmem(attributes.data(), attributes.size(), name.data(), name.size()) != nullptr;
 }
 
 }  // namespace
