@@ -61,7 +61,7 @@ if [ "$mode" != --quick ]; then
     build asan
 
     step "tests: sanitizers"
-    run asan -j "$jobs" -L 'unit|damage|privileged' -LE 'cli|bench'
+    run asan -j "$jobs" -L 'unit|damage|privileged|daemon|fsck' -LE 'cli|bench'
     # An I/O error at every step: no leak either.
     run asan -j "$jobs" -R '^NthFault'
 
