@@ -238,11 +238,15 @@ Result<> replay_records(Volume& volume, Device& log, const LogContents& contents
         }
         if (done) {
             ++report.records;
-        } else if (done.error().code == ENOSPC || done.error().code == EUCLEAN) {
-            report.failed.push_back(fmt::format("{}: {}", what, done.error().message));
-        } else {
-            return fail(std::move(done).error().with_context(what));
+            continue;
         }
+        // Not mapped by extents any more, or unreadable.
+        const bool damaged = done.error().code == EOPNOTSUPP || done.error().code == EUCLEAN;
+        if (!damaged && done.error().code != ENOSPC)
+            return fail(std::move(done).error().with_context(what));
+        report.failed.push_back(fmt::format("{}: {}", what, done.error().message));
+        if (damaged && volume.block_bitmaps().damaged().empty())
+            report.damaged.push_back(report.failed.back());
     }
     return {};
 }

@@ -46,6 +46,7 @@ struct ReplayReport {
     std::vector<std::string> skipped;    // files that are gone
     std::vector<std::string> conflicts;  // records kept (Keep), or overwritten (Force)
     std::vector<std::string> failed;     // records kept: no space, or a damaged file
+    std::vector<std::string> damaged;    // of those, the ones whose file is damaged
     std::vector<std::string> rebuilt;    // block bitmaps
     std::vector<std::string> notices;    // what opening repaired (Volume::notices)
     uint64_t discarded = 0;              // records dropped

@@ -19,6 +19,7 @@ expect_ok atomic4ctl -d live.img prealloc /db --size 256K --unit 16K
 expect_ok atomic4ctl -d live.img write /db --offset 0 --plain --from data
 for field in "mnt_count 5" "mtime 20260102030405"; do debugfs -w -R "ssv $field" live.img >/dev/null 2>&1; done
 db=$(debugfs -R "stat /db" live.img 2>/dev/null | sed -n 's/^Inode: *\([0-9]*\) .*/\1/p')
+copy_image live.img unreplayed.img
 leave_record live.img /db new
 
 holds() {
@@ -59,6 +60,21 @@ debug_live vol.img "rm /db"
 expect_status 1 fsck.atomic4 -y vol.img
 out_has '#26 redo log: records of files that are gone'
 check_clean vol.img
+
+# One whose file has lost its blocks, and how they are to be mapped, for good.
+flags=$(debugfs -R "stat <$db>" unreplayed.img 2>/dev/null | sed -n 's/.*Flags: 0x\([0-9a-f]*\).*/\1/p')
+emptied=("sif <$db> flags $((16#$flags & ~16#80000))" "sif <$db> blocks 0")
+for i in 0 1 2 3 4 5 6 7 8 9 10 11 IND DIND TIND; do emptied+=("sif <$db> block[$i] 0"); done
+copy_image live.img vol.img
+debug_live vol.img "${emptied[@]}"
+expect_status 5 fsck.atomic4 -p vol.img  # e2fsck has counted again
+out_has '#28 redo log: .*the file is not extent-mapped'
+has_feature vol.img FEATURE_I28
+expect_status 1 fsck.atomic4 -y vol.img
+out_has '#34 redo log: .*the file is not extent-mapped. Drop the record. yes'
+check_clean vol.img
+e2fsck_clean vol.img
+expect_ok fsck.atomic4 -fp vol.img
 
 # --- e2fsck counts mounts from 0: that is no mount ---------------------------------------------------------
 copy_image live.img vol.img

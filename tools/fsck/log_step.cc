@@ -124,11 +124,20 @@ Result<> LogStep::replay() {
     session_.corrected = session_.corrected || report->records > 0 || report->log_emptied;
     say_what_was_replayed(*report);
     records_left_ = !report->failed.empty();
-    for (const std::string& line : report->conflicts) {
-        if (wants({FindingId::RecordConflict, "redo log", line})) discard = true;
+    std::vector<Finding> to_drop;
+    for (const std::string& line : report->conflicts)
+        to_drop.push_back({FindingId::RecordConflict, "redo log", line});
+    if (last_) {
+        for (const std::string& line : report->damaged)
+            to_drop.push_back({FindingId::RecordOfDamagedFile, "redo log", line});
+    }
+    // There is one log: what somebody wants kept, or only lacks space, keeps all of it.
+    bool keep = report->failed.size() > report->damaged.size();
+    for (const Finding& finding : to_drop) {
+        (wants(finding) ? discard : keep) = true;
         if (session_.ended()) return {};
     }
-    if (discard && (last_ || !records_left_)) return give_up();
+    if (discard && !keep && (last_ || !records_left_)) return give_up();
     return {};
 }
 
