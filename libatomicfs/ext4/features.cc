@@ -89,14 +89,24 @@ Result<> check_features(const ext2_super_block& super) {
     A4_CHECK(refuse("compat", super.s_feature_compat, kKnownCompat, kRefusedCompat));
     A4_CHECK(refuse("incompat", super.s_feature_incompat, kKnownIncompat, kRefusedIncompat));
     A4_CHECK(refuse("ro_compat", super.s_feature_ro_compat, kKnownRoCompat, kRefusedRoCompat));
-    if ((super.s_feature_incompat & EXT3_FEATURE_INCOMPAT_EXTENTS) == 0) {
+    // A volume of ours has them, whatever its checksum says.
+    const bool ours = (super.s_feature_compat & kFeatureCompatAtomic4) != 0;
+    const bool extents = (super.s_feature_incompat & EXT3_FEATURE_INCOMPAT_EXTENTS) != 0;
+    if (super.s_rev_level < EXT2_DYNAMIC_REV && (ours || extents))
+        return fail(EUCLEAN, "the superblock is damaged (revision 0): the volume needs e2fsck");
+    if (ours && !extents)
+        return fail(EUCLEAN, "the superblock is damaged (no extents): the volume needs e2fsck");
+    if (!extents) {
         return fail(EOPNOTSUPP,
                     "the volume is not an ext4 with extents (the feature extent is off): turn it "
                     "on with tune2fs -O extent");
     }
     if ((super.s_feature_compat & EXT3_FEATURE_COMPAT_HAS_JOURNAL) != 0 &&
-        super.s_journal_inum == 0)
+        super.s_journal_inum == 0) {
+        if (super.s_journal_dev == 0 && std::ranges::count(super.s_journal_uuid, 0) == 16)
+            return fail(EUCLEAN, "the superblock is damaged (no journal): the volume needs e2fsck");
         return fail(EOPNOTSUPP, "the volume keeps its journal on another device: {}", kNotYet);
+    }
     if ((super.s_feature_ro_compat & EXT4_FEATURE_RO_COMPAT_BIGALLOC) != 0)
         A4_CHECK(check_clusters(super));
     return {};

@@ -10,8 +10,8 @@
 
 namespace atomic4 {
 
-// EOPNOTSUPP for a feature that atomic4 does not support; the state of the journal and of the
-// checks is not looked at here (see volume.h).
+// EOPNOTSUPP for a feature that atomic4 does not support; EUCLEAN for a superblock that contradicts
+// itself. The state of the journal and of the checks is not looked at here (see volume.h).
 Result<> check_features(const ext2_super_block& super);
 
 // Whether check_features refuses a volume because of a feature that it has, by the feature's name

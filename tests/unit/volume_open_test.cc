@@ -195,12 +195,31 @@ TEST(VolumeOpen, RefusedFeatures) {
          [](auto& s) {
              s.s_feature_incompat &= ~static_cast<uint32_t>(EXT3_FEATURE_INCOMPAT_EXTENTS);
          }},
-        {"journal on another device", [](auto& s) { s.s_journal_inum = 0; }},
+        {"journal on another device",
+         [](auto& s) {
+             s.s_journal_inum = 0;
+             s.s_journal_uuid[0] = 1;
+         }},
+        {"journal on another device",
+         [](auto& s) {
+             s.s_journal_inum = 0;
+             s.s_journal_dev = 0x801;
+         }},
     };
     for (const Row& row : rows) {
         SCOPED_TRACE(row.words);
         expect_refused(edited(plain(), row.edit), EOPNOTSUPP, row.words);
     }
+}
+
+// With a right checksum, and yet damaged.
+TEST(VolumeOpen, SuperblocksThatContradictThemselves) {
+    const auto no_extents = [](ext2_super_block& s) {
+        s.s_feature_incompat &= ~static_cast<uint32_t>(EXT3_FEATURE_INCOMPAT_EXTENTS);
+    };
+    expect_refused(edited(make_atomic4(kSize, {"-b", "1024"}), no_extents), EUCLEAN, "no extents");
+    expect_refused(edited(plain(), [](auto& s) { s.s_rev_level = 0; }), EUCLEAN, "revision 0");
+    expect_refused(edited(plain(), [](auto& s) { s.s_journal_inum = 0; }), EUCLEAN, "no journal");
 }
 
 TEST(VolumeOpen, RefusedFeaturesMadeByMke2fs) {

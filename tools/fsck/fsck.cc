@@ -9,6 +9,7 @@
 #include "device/forwarding_device.h"
 #include "device/ownership.h"
 #include "ext4/journal.h"
+#include "ext4/superblock_copies.h"
 #include "fsck/log_step.h"
 #include "fsck/protected_check.h"
 #include "fsck/terminal.h"
@@ -61,7 +62,7 @@ class Fsck {
         A4_CHECK(replay_journal());
         if (session_.ended()) return {};
         bool opens = openable();
-        if (opens && A4_TRY(tables_are_misplaced())) opens = false;
+        if (opens && (A4_TRY(tables_are_misplaced()) || A4_TRY(primary_misleads()))) opens = false;
         if (!opens) A4_CHECK(check_by_copy());
         if (session_.ended()) return {};
         auto done = protected_steps();
@@ -226,13 +227,7 @@ class Fsck {
         }
         session_.talk.say(fmt::format("{} protected as a copy of the superblock shows them",
                                       counted(set->files().size(), "atomic file")));
-        if (!session_.command.superblock && A4_TRY(tables_are_misplaced())) {
-            session_.talk.say(
-                fmt::format("its group descriptors are damaged: e2fsck goes by their copy "
-                            "behind the superblock at block {}",
-                            copy_used_.block));
-            runs_.go_by(copy_used_);
-        }
+        if (!session_.command.superblock) A4_CHECK(choose_superblock());
         if (session_.writing() && (!session_.open(OpenFor::Inspect) || needs_recovery())) {
             // The journal first, as always. It may be all that is needed.
             if (A4_TRY(runs_.would_replay())) {
@@ -245,7 +240,7 @@ class Fsck {
                     return {};
                 }
                 session_.corrected = true;
-                if (openable() && !A4_TRY(tables_are_misplaced())) {
+                if (openable() && !A4_TRY(tables_are_misplaced()) && !A4_TRY(primary_misleads())) {
                     runs_.go_by_primary();
                     return {};
                 }
@@ -255,6 +250,23 @@ class Fsck {
             if (session_.ended()) return {};
         }
         return check_first(*set);
+    }
+
+    // e2fsck looks for a copy itself, where it doesn't believe the primary.
+    Result<> choose_superblock() {
+        const char* why = nullptr;
+        if (A4_TRY(tables_are_misplaced()))
+            why =
+                "its group descriptors are damaged: e2fsck goes by their copy behind the "
+                "superblock";
+        else if (A4_TRY(primary_misleads()))
+            why =
+                "its superblock has a right checksum, but can't be this volume's: e2fsck goes by "
+                "the copy";
+        if (why == nullptr) return {};
+        session_.talk.say(fmt::format("{} at block {}", why, copy_used_.block));
+        runs_.go_by(copy_used_);
+        return {};
     }
 
     // e2fsck before our own passes, which can't work yet.
@@ -270,6 +282,21 @@ class Fsck {
     bool needs_recovery() {
         const auto volume = session_.open(OpenFor::Inspect);
         return volume && ext2fs_has_feature_journal_needs_recovery((*volume)->fs()->super);
+    }
+
+    // A primary superblock with a right checksum that doesn't lead to the root directory, where a
+    // copy does: e2fsck would believe it, and make garbage of all inodes.
+    Result<bool> primary_misleads() {
+        {
+            const auto volume = session_.open(OpenFor::Inspect);
+            if (volume ? has_root(**volume) : volume.error().code != EUCLEAN) return false;
+            ext2_super_block super{};
+            A4_CHECK(session_.looking().read(ByteOffset(SUPERBLOCK_OFFSET),
+                                             std::as_writable_bytes(std::span(&super, 1))));
+            if (!superblock_checksum_is_right(super)) return false;
+        }
+        const auto copy = A4_TRY(session_.open_by_copy(copy_used_));
+        return copy && has_root(*copy);
     }
 
     // Descriptors that are damaged, and say another place than their copies: e2fsck would believe

@@ -90,6 +90,11 @@ bool looks_sound(Volume& volume) {
            LINUX_S_ISREG(journal.i_mode) && journal.i_links_count != 0;
 }
 
+bool has_root(Volume& volume) {
+    ext2_inode root{};
+    return ext2fs_read_inode(volume.fs(), EXT2_ROOT_INO, &root) == 0 && LINUX_S_ISDIR(root.i_mode);
+}
+
 TablePlaces table_places(ext2_filsys fs, dgrp_t group) {
     return {ext2fs_block_bitmap_loc(fs, group), ext2fs_inode_bitmap_loc(fs, group),
             ext2fs_inode_table_loc(fs, group)};

@@ -24,6 +24,9 @@ bool is_due(const ext2_super_block& super);
 // What e2fsck looks at before it calls a volume clean.
 bool looks_sound(Volume& volume);
 
+// The root directory is where it is to be.
+bool has_root(Volume& volume);
+
 // With a right checksum, and places within the volume.
 bool descriptor_is_right(ext2_filsys fs, dgrp_t group);
 bool descriptors_are_right(Volume& volume);
