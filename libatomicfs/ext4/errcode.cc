@@ -50,6 +50,12 @@ int errno_of(errcode_t code) {
         case EXT2_ET_EXTENT_HEADER_BAD:
         case EXT2_ET_EXTENT_INDEX_BAD:
         case EXT2_ET_EXTENT_LEAF_BAD:
+        case EXT2_ET_EXTENT_NO_DOWN:
+        case EXT2_ET_EXTENT_NO_UP:
+        case EXT2_ET_EXTENT_NO_NEXT:
+        case EXT2_ET_EXTENT_NO_PREV:
+        case EXT2_ET_EXTENT_NOT_FOUND:
+        case EXT2_ET_NO_CURRENT_NODE:
         case EXT2_ET_DIR_CORRUPTED:
         case EXT2_ET_MISSING_INODE_TABLE:
         case EXT2_ET_GDESC_BAD_INODE_TABLE:

@@ -60,12 +60,18 @@ Result<std::vector<Mapping>> map_extents(Volume& volume, ext2_ino_t number, ext2
     const std::string what = fmt::format("extent tree of inode {}", number);
     const uint64_t volume_blocks = ext2fs_blocks_count(volume.fs()->super);
     ext2fs_extent extent{};
-    // Stops at the extent that holds first, or at the one before it.
-    errcode_t code = ext2fs_extent_goto2(handle.get(), 0, first.value());
-    if (code == 0 || code == EXT2_ET_EXTENT_NOT_FOUND)
-        code = ext2fs_extent_get(handle.get(), EXT2_EXTENT_CURRENT, &extent);
+    errcode_t code = 0;
+    if (first == Lblk(0)) {
+        code = ext2fs_extent_get(handle.get(), EXT2_EXTENT_ROOT, &extent);
+    } else {
+        // Stops at the extent that holds first, or at the one before it.
+        code = ext2fs_extent_goto2(handle.get(), 0, first.value());
+        if (code == 0 || code == EXT2_ET_EXTENT_NOT_FOUND)
+            code = ext2fs_extent_get(handle.get(), EXT2_EXTENT_CURRENT, &extent);
+    }
     Lblk at = first;
     std::optional<Mapping> last;
+    bool may_go_back = first > Lblk(0);
     while (code == 0 && at < end) {
         if ((extent.e_flags & EXT2_EXTENT_FLAGS_LEAF) == 0) {
             code = ext2fs_extent_get(handle.get(), EXT2_EXTENT_NEXT_LEAF, &extent);
@@ -83,9 +89,11 @@ Result<std::vector<Mapping>> map_extents(Volume& volume, ext2_ino_t number, ext2
                             (extent.e_flags & EXT2_EXTENT_FLAGS_UNINIT) != 0 ? MapState::Unwritten
                                                                              : MapState::Written};
         // After a goto, NEXT_LEAF comes by the extents of the first leaf once more.
-        if (last && last->lblk < start && start < last->end())
+        const bool back = last && start < last->lblk;
+        if ((back && !may_go_back) || (last && last->lblk < start && start < last->end()))
             return fail(EUCLEAN, "{}: overlapping extents at {}: the volume needs e2fsck", what,
                         start);
+        may_go_back = may_go_back && !back;
         last = whole;
         // So what ends before at has been seen (and one that reaches beyond end has ended the
         // loop).

@@ -127,6 +127,26 @@ TEST_F(FoundDamage, AnExtentThatCoversOthersIsSeen) {
     EXPECT_THAT(message_of(mapped), HasSubstr("overlapping extents"));
 }
 
+// Skipped as one that had been seen, its blocks would belong to nobody.
+TEST_F(FoundDamage, AnExtentOutOfOrderIsSeen) {
+    damage(DamageArea::ExtentNode, "extent tree of /db: node entry 1: ee_block", {7});
+    MemoryDevice memory(base.image);
+    const auto volume = open_volume(memory, OpenFor::Read, true);
+    const FileState db = must(read_file(*volume, must(lookup(*volume, "/db"))));
+    const auto mapped = map_range(*volume, db.number, db.inode, Lblk(0), kWholeFile);
+    EXPECT_EQ(code_of(mapped), EUCLEAN);
+    EXPECT_THAT(message_of(mapped), HasSubstr("overlapping extents at 64"));
+}
+
+TEST_F(FoundDamage, ATreeWithoutWhatItsHeaderSaysIsDamageAndNoIoError) {
+    damage(DamageArea::ExtentNode, "extent tree of /db: node: eh_entries", {3});
+    MemoryDevice memory(base.image);
+    const auto volume = open_volume(memory, OpenFor::Read, true);
+    const FileState db = must(read_file(*volume, must(lookup(*volume, "/db"))));
+    EXPECT_EQ(code_of(map_range(*volume, db.number, db.inode, Lblk(0), kWholeFile)), EUCLEAN);
+    EXPECT_EQ(code_of(map_range(*volume, db.number, db.inode, Lblk(64), Blocks(16))), EUCLEAN);
+}
+
 TEST_F(FoundDamage, APointerBeyondTheVolumeIsDamageAndNoWrongArgument) {
     damage(DamageArea::Inode, "inode of /.atomic4: i_block 5", {30});
     MemoryDevice memory(base.image);
