@@ -4,6 +4,7 @@
 #include <ctime>
 
 #include "ext4/errcode.h"
+#include "ext4/inode_cache.h"
 
 namespace atomic4 {
 
@@ -74,7 +75,8 @@ void set_times(FullInode& inode, unsigned which, InodeTime time) {
 Result<> write_inode_now(ext2_filsys fs, ext2_ino_t number, const ext2_inode& inode, unsigned which,
                          std::string_view what) {
     FullInode full(fs);
-    A4_CHECK(check_errcode(ext2fs_read_inode_full(fs, number, full.core(), full.size()), what));
+    const errcode_t code = ext2fs_read_inode_full(fs, number, full.core(), full.size());
+    A4_CHECK(check_errcode(mended(fs, code), what));
     std::memcpy(full.core(), &inode, sizeof inode);
     set_times(full, which, time_now(fs));
     return check_errcode(ext2fs_write_inode_full(fs, number, full.core(), full.size()), what);

@@ -9,6 +9,7 @@
 #include "ext4/errcode.h"
 #include "ext4/features.h"
 #include "ext4/format.h"
+#include "ext4/inode_cache.h"
 #include "ext4/path.h"
 #include "ext4/xattr.h"
 
@@ -242,6 +243,7 @@ Result<> Volume::load() {
         return bad_superblock_checksum(superblock_proof_->why);
     A4_CHECK(check_errcode(code, "not a usable ext4 volume"));
     fs_->priv_data = this;
+    mend_inode_cache(fs_);
     if (options_.damaged_too) adapter_.expect_damage();
     staging_.set_block_size(block_size());
 

@@ -3,6 +3,7 @@
 #include <memory>
 
 #include "ext4/errcode.h"
+#include "ext4/inode_cache.h"
 
 namespace atomic4 {
 
@@ -14,7 +15,7 @@ class Xattrs {
     static Result<std::unique_ptr<Xattrs>> open(ext2_filsys fs, ext2_ino_t inode) {
         std::unique_ptr<Xattrs> xattrs(new Xattrs);
         A4_CHECK(check_errcode(ext2fs_xattrs_open(fs, inode, &xattrs->handle_), "xattrs"));
-        A4_CHECK(check_errcode(ext2fs_xattrs_read(xattrs->handle_),
+        A4_CHECK(check_errcode(mended(fs, ext2fs_xattrs_read(xattrs->handle_)),
                                fmt::format("xattrs of inode {}", inode)));
         return xattrs;
     }
