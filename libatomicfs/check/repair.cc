@@ -113,6 +113,7 @@ class Repairs {
             case FindingId::LogUnknown:
             case FindingId::AttributeDamaged:
             case FindingId::NeedsReplayWithoutRecords:
+            case FindingId::PartsUnnamed:
                 return true;
             default:
                 return false;

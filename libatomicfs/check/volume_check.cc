@@ -12,6 +12,7 @@
 #include "ext4/path.h"
 #include "redo/log_reader.h"
 #include "redo/volume_log.h"
+#include "writer/enable.h"
 
 namespace atomic4 {
 
@@ -117,6 +118,9 @@ class Checker {
             return;
         }
         log_in_order_ = true;
+        const auto named = parts_are_named(volume_);
+        if (named && !*named)
+            add(FindingId::PartsUnnamed, "redo log", "neither a mount nor a daemon finds it");
         if (!contents->superblock_damage.empty())
             add(FindingId::LogSuperblock, "redo log", contents->superblock_damage);
         if (contents->end == LogEnd::Corrupt)
@@ -403,8 +407,13 @@ Result<CheckReport> check_volume(Volume& volume, const OnGroup& progress) {
     for (const ext2_ino_t inode : ordinary) A4_CHECK(checker.check_file(inode));
     A4_CHECK(checker.read_orphans());
     std::set<ext2_ino_t> broken;
+    const auto lock = volume.attr() ? volume.lock_inode() : Result<ext2_ino_t>(0);
     for (const ext2_ino_t inode : inodes) {
         if (is_volumes_own(volume.fs(), inode)) continue;  // a misplaced flag
+        if (lock && inode == *lock) {
+            checker.add(FindingId::MisplacedFlag, inode, fmt::format("inode {}", inode));
+            continue;
+        }
         const bool log = volume.attr() && inode == volume.attr()->log_inode;
         const size_t before = report.intact.size();
         if (A4_TRY(checker.check_file(inode)) && (!log || checker.is_log_in_order()))

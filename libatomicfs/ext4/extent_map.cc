@@ -21,9 +21,16 @@ using Handle = std::unique_ptr<ext2_extent_handle, FreeHandle>;
 
 Result<Handle> open_tree(Volume& volume, ext2_ino_t number, ext2_inode* inode) {
     ext2_extent_handle_t handle = nullptr;
-    A4_CHECK(check_errcode(ext2fs_extent_open2(volume.fs(), number, inode, &handle),
-                           fmt::format("extent tree of inode {}", number)));
-    return Handle(handle);
+    const std::string what = fmt::format("extent tree of inode {}", number);
+    A4_CHECK(check_errcode(ext2fs_extent_open2(volume.fs(), number, inode, &handle), what));
+    Handle opened(handle);
+    // The kernel refuses such a tree (ext4_ext_check()). libext2fs would take it for an empty one,
+    // and add extents where nodes belong.
+    ext2_extent_info info{};
+    A4_CHECK(check_errcode(ext2fs_extent_get_info(handle, &info), what));
+    if (info.max_depth > 0 && info.num_entries == 0)
+        return fail(EUCLEAN, "{}: it has levels, but no entry: the volume needs e2fsck", what);
+    return opened;
 }
 
 // Appends, joining what continues the last mapping.

@@ -83,17 +83,6 @@ Result<bool> is_unfinished(Volume& volume, const Entry& directory) {
     return ours;
 }
 
-// Whether /.atomic4/log and lock are where they belong. The attribute can stand without them: names
-// are written last.
-Result<bool> parts_are_named(Volume& volume) {
-    const auto directory = A4_TRY(find(volume, EXT2_ROOT_INO, kDirectoryName));
-    if (!directory || !LINUX_S_ISDIR(directory->inode.i_mode)) return false;
-    const auto log = A4_TRY(find(volume, directory->number, kLogName));
-    const auto lock = A4_TRY(find(volume, directory->number, kLockName));
-    return log && volume.attr() && log->number == volume.attr()->log_inode && lock &&
-           !lock->dangling();
-}
-
 // The log that the attribute names, if it got no name: proved by its generation, flag and kind.
 Result<> stage_delete_unnamed_log(Volume& volume) {
     if (!volume.attr() || A4_TRY(parts_are_named(volume))) return {};
@@ -192,6 +181,14 @@ Result<> write_zeros(Device& device) {
     return {};
 }
 
+Result<> stage_lock(Volume& volume, ext2_ino_t directory) {
+    NewFile file;
+    file.unit = volume.block_size();
+    file.mode = 0600;
+    const StagedFile lock = A4_TRY(stage_file(volume, directory, file, false));
+    return link_name(volume, {directory, kLockName}, lock.number, EXT2_FT_REG_FILE);
+}
+
 // Directory, log, lock file and attribute, in one operation.
 Result<> make_parts(Volume& volume, const EnablePlan& plan, Bytes log_unit) {
     Transaction transaction(volume);
@@ -203,11 +200,7 @@ Result<> make_parts(Volume& volume, const EnablePlan& plan, Bytes log_unit) {
     log_file.mode = 0600;
     const StagedFile log = A4_TRY(stage_file(volume, directory.number, log_file, true));
     A4_CHECK(link_name(volume, {directory.number, kLogName}, log.number, EXT2_FT_REG_FILE));
-    NewFile lock_file;
-    lock_file.unit = volume.block_size();
-    lock_file.mode = 0600;
-    const StagedFile lock = A4_TRY(stage_file(volume, directory.number, lock_file, false));
-    A4_CHECK(link_name(volume, {directory.number, kLockName}, lock.number, EXT2_FT_REG_FILE));
+    A4_CHECK(stage_lock(volume, directory.number));
 
     VolumeAttr attr;
     attr.unit = plan.unit;
@@ -269,7 +262,49 @@ Result<> check_same(const Volume& volume, const EnablePlan& there, const EnableO
                 volume.name(), format_size(there.unit), format_size(there.log_size));
 }
 
+// What has a name but no inode is a name that is free.
+Result<std::optional<Entry>> find_or_free(Volume& volume, ext2_ino_t directory, const char* name) {
+    auto entry = A4_TRY(find(volume, directory, name));
+    if (!entry || !entry->dangling()) return entry;
+    A4_CHECK(unlink_name(volume, {directory, name}, entry->number));
+    return std::optional<Entry>{};
+}
+
 }  // namespace
+
+// The attribute can stand without them: names are written last.
+Result<bool> parts_are_named(Volume& volume) {
+    const auto directory = A4_TRY(find(volume, EXT2_ROOT_INO, kDirectoryName));
+    if (!directory || !LINUX_S_ISDIR(directory->inode.i_mode)) return false;
+    const auto log = A4_TRY(find(volume, directory->number, kLogName));
+    const auto lock = A4_TRY(find(volume, directory->number, kLockName));
+    return log && volume.attr() && log->number == volume.attr()->log_inode && lock &&
+           !lock->dangling();
+}
+
+Result<> name_parts(Volume& volume) {
+    const ext2_ino_t number = volume.attr()->log_inode;
+    FileState log = A4_TRY(read_file(volume, number, volume.attr()->log_generation));
+    const bool has_a_name = !A4_TRY(paths_of(volume, {number})).empty();
+    Transaction transaction(volume);
+    const auto directory = A4_TRY(find_or_free(volume, EXT2_ROOT_INO, kDirectoryName));
+    if (directory && !LINUX_S_ISDIR(directory->inode.i_mode))
+        return fail(EEXIST, "/{} exists and is not a directory: move it away", kDirectoryName);
+    const ext2_ino_t parent =
+        directory
+            ? directory->number
+            : A4_TRY(stage_directory(volume, EXT2_ROOT_INO, kDirectoryName, kDirectoryMode)).number;
+    const auto named = A4_TRY(find_or_free(volume, parent, kLogName));
+    if (named && named->number != number)
+        return fail(EEXIST, "/{}/{} is another file: move it away", kDirectoryName, kLogName);
+    if (!named) {
+        A4_CHECK(link_name(volume, {parent, kLogName}, number, EXT2_FT_REG_FILE));
+        if (has_a_name) ++log.inode.i_links_count;
+        A4_CHECK(check_errcode(ext2fs_write_inode(volume.fs(), number, &log.inode), kLogName));
+    }
+    if (!A4_TRY(find_or_free(volume, parent, kLockName))) A4_CHECK(stage_lock(volume, parent));
+    return transaction.commit();
+}
 
 Bytes default_log_size(Bytes volume_size) {
     const uint64_t part = round_down(volume_size.value() / 64, kLogStep);

@@ -39,6 +39,12 @@ Result<EnablePlan> plan_enable(Bytes block_size, Bytes volume_size, const Enable
 // log and unit are there and not the ones that are asked for.
 Result<EnablePlan> enable(Volume& volume, const EnableOptions& options);
 
+// Whether /.atomic4/log and /.atomic4/lock are where they belong. The attribute leads to the log.
+Result<bool> parts_are_named(Volume& volume);
+// Names them again, where a directory was lost: the log keeps another name that it may have got, a
+// lock file is made anew. EEXIST: something else has such a name.
+Result<> name_parts(Volume& volume);
+
 struct DisableReport {
     bool after_interruption = false;   // as in EnablePlan
     std::vector<ext2_ino_t> released;  // files that lost the flag (force)

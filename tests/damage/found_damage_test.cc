@@ -147,6 +147,20 @@ TEST_F(FoundDamage, ATreeWithoutWhatItsHeaderSaysIsDamageAndNoIoError) {
     EXPECT_EQ(code_of(map_range(*volume, db.number, db.inode, Lblk(64), Blocks(16))), EUCLEAN);
 }
 
+// To libext2fs it is an empty one; an extent put in would be taken for a node.
+TEST_F(FoundDamage, NothingIsAddedToATreeWithLevelsAndNoEntry) {
+    damage(DamageArea::Inode, "inode of /db: i_block 0", {16});
+    MemoryDevice memory(base.image);
+    auto writer = must(AtomicWriter::open(must(open_for_writing(borrowed(memory)))));
+    const ext2_ino_t db = must(lookup(writer->volume(), "/db"));
+    const auto page = filled(base.unit, 1);
+    const auto written =
+        writer->write({db, must(writer->file(db)).generation, ByteOffset(0), page});
+    EXPECT_EQ(code_of(written), EUCLEAN);
+    EXPECT_THAT(message_of(written), HasSubstr("it has levels, but no entry"));
+    expect_unchanged(memory);
+}
+
 TEST_F(FoundDamage, APointerBeyondTheVolumeIsDamageAndNoWrongArgument) {
     damage(DamageArea::Inode, "inode of /.atomic4: i_block 5", {30});
     MemoryDevice memory(base.image);

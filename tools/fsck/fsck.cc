@@ -80,6 +80,7 @@ class Fsck {
 
     Result<> protected_steps() {
         A4_CHECK(log_.replay());
+        if (!session_.ended()) A4_CHECK(log_.name_parts());
         if (session_.ended()) return {};
         return check_protected();
     }
@@ -379,7 +380,8 @@ class Fsck {
         if (!session_.corrected && !left_ && !later_ && !log_.records_left() && runs_.status() == 0)
             return {};
         log_.e2fsck_is_done();
-        if (log_.records_left()) A4_CHECK(log_.replay());
+        // e2fsck may have cleared what led to it.
+        if (log_.records_left() || A4_TRY(log_.is_lost())) A4_CHECK(log_.replay());
         if (session_.ended()) return {};
         {
             const auto volume = A4_TRY(session_.open(OpenFor::Write));
@@ -388,6 +390,8 @@ class Fsck {
         A4_CHECK(pass(RepairRound::Last));
         if (session_.stop_if_told()) return {};
         const bool renewed = A4_TRY(log_.renew(log_is_broken_));
+        A4_CHECK(log_.name_parts());
+        if (session_.ended()) return {};
         // What was left may have been the old log's.
         if (!A4_TRY(log_.is_left()) && renewed && left_) A4_CHECK(pass(RepairRound::Last));
         return {};

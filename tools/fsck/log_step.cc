@@ -93,6 +93,7 @@ Result<> LogStep::replay() {
             session_.end(kFsckOperational);
             return {};
         }
+        if (finding.id == FindingId::PartsUnnamed) continue;  // last
         const bool fix = wants(finding);
         if (session_.ended()) return {};
         if (fix &&
@@ -138,6 +139,25 @@ Result<> LogStep::replay() {
         if (session_.ended()) return {};
     }
     if (discard && !keep && (last_ || !records_left_)) return give_up();
+    return {};
+}
+
+Result<> LogStep::name_parts() {
+    unnamed_ = false;
+    {
+        const auto volume = A4_TRY(session_.open(OpenFor::Inspect));
+        if (!volume->attr() || !open_log_device(*volume)) return {};
+        const auto named = parts_are_named(*volume);
+        if (!named || *named) return {};
+    }
+    if (!wants({FindingId::PartsUnnamed, "redo log", "neither a mount nor a daemon finds it"}))
+        return {};
+    const auto volume = A4_TRY(session_.open(OpenFor::Write));
+    auto done = atomic4::name_parts(*volume);
+    if (!done && done.error().code == EIO) return done;
+    if (!done) session_.talk.say(done.error().message);
+    unnamed_ = !done;
+    session_.corrected = session_.corrected || done;
     return {};
 }
 
@@ -274,7 +294,7 @@ Result<bool> LogStep::renew(bool broken) {
 
 Result<bool> LogStep::is_left() {
     left_ = left_ || records_left_ || A4_TRY(is_lost());
-    return left_;
+    return left();
 }
 
 std::optional<SessionStamp> live_session(Volume& volume) {

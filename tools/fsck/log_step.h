@@ -20,6 +20,8 @@ class LogStep {
     explicit LogStep(FsckSession& session) : session_(session) {}
 
     Result<> replay();
+    // The log and the lock file where others look for them.
+    Result<> name_parts();
     // Records wait for files to be repaired.
     bool records_left() const { return records_left_; }
 
@@ -30,7 +32,9 @@ class LogStep {
     Result<bool> renew(bool broken);
     // Whether something about it is left, at the last look.
     Result<bool> is_left();
-    bool left() const { return left_; }
+    bool left() const { return left_ || unnamed_; }
+    // Not even what comes before the damage can be read.
+    Result<bool> is_lost();
 
   private:
     void note(FindingId id, std::string detail);
@@ -50,13 +54,12 @@ class LogStep {
     Result<> repair();
     // One that can't be read is not written either: whose blocks those are isn't known.
     Result<> give_up();
-    // Not even what comes before the damage can be read.
-    Result<bool> is_lost();
 
     FsckSession& session_;
     std::set<ext2_ino_t> damaged_;  // files of live records, before e2fsck
     bool left_ = false;             // by the last look
     bool records_left_ = false;     // not replayed so far
+    bool unnamed_ = false;          // as name_parts left it
     bool given_up_ = false;
     bool last_ = false;  // e2fsck has been there
 };

@@ -12,13 +12,25 @@ Result<std::unique_ptr<Volume>> FsckSession::open(OpenFor purpose) {
 }
 
 Result<std::unique_ptr<Volume>> FsckSession::open_by_copy(SuperblockPlace& place) {
+    std::vector<SuperblockPlace> places;
     for (const FoundSuperblock& copy :
-         A4_TRY(find_backup_superblocks(looking_, told_copy(command)))) {
+         A4_TRY(find_backup_superblocks(looking_, told_copy(command))))
+        places.push_back(copy.place);
+    // Where the primary says, if it can be read.
+    if (const auto volume = open(OpenFor::Inspect)) {
+        ext2_filsys fs = (*volume)->fs();
+        for (const BackupSuperblock& copy : (*volume)->backups()) {
+            if (copy.valid)
+                places.push_back(
+                    {ext2fs_group_first_block2(fs, copy.group), (*volume)->block_size()});
+        }
+    }
+    for (const SuperblockPlace& there : places) {
         VolumeOptions options = options_for(OpenFor::Inspect);
-        options.superblock = copy.place;
+        options.superblock = there;
         auto volume = Volume::open(lent(looking_), options);
         if (!volume) continue;
-        place = copy.place;
+        place = there;
         return volume;
     }
     return nullptr;
