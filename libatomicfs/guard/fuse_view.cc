@@ -193,6 +193,10 @@ Result<std::unique_ptr<FuseView>> FuseView::start(Device& device,
     return view;
 }
 
+int FuseView::server_end() const {
+    return fuse_session_fd(session_->session);
+}
+
 void FuseView::wait() {
     mount_.reset();
     if (session_->thread.joinable()) session_->thread.join();

@@ -38,6 +38,10 @@ class FuseView {
 
     // The detached mount, to be moved once (move_mount(2), MOVE_MOUNT_F_EMPTY_PATH).
     int mount() const { return mount_.get(); }
+    // The server's end. A forked process has to close it before it touches the view: while it is
+    // open anywhere the kernel waits for an answer, also when this process was killed, and nothing
+    // ends who waits.
+    int server_end() const;
     // Gives up our own hold on the mount, and waits until nobody else has it: the view is served to
     // its end.
     void wait();

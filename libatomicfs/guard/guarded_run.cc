@@ -45,7 +45,8 @@ struct Failure {
 };
 
 struct Child {
-    int mount;  // to be moved
+    int mount;       // to be moved
+    int server_end;  // of the view
     const char* path;
     const char* name;  // of the same, as it was given
     bool quiet;
@@ -65,6 +66,7 @@ struct Child {
     };
     ::prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (::getppid() != it.parent) ::_exit(127);
+    ::close(it.server_end);
     // What others unmount goes here, too, as far as their mounts are shared: nothing is kept busy.
     if (::unshare(CLONE_NEWNS) != 0 ||
         ::mount(nullptr, "/", nullptr, MS_REC | MS_SLAVE, nullptr) != 0)
@@ -175,8 +177,15 @@ Result<GuardedExit> run_guarded(GuardedDevice& device, const std::string& path,
     for (const std::string& argument : arguments)
         argv.push_back(const_cast<char*>(argument.c_str()));
     argv.push_back(nullptr);
-    const Child child{view->mount(), covered.c_str(), path.c_str(),  output == Output::Nowhere,
-                      argv.data(),   ::getpid(),      writing.get(), signals.for_a_program()};
+    const Child child{view->mount(),
+                      view->server_end(),
+                      covered.c_str(),
+                      path.c_str(),
+                      output == Output::Nowhere,
+                      argv.data(),
+                      ::getpid(),
+                      writing.get(),
+                      signals.for_a_program()};
     const pid_t pid = ::fork();
     if (pid < 0) return fail(Error::from_errno(errno, "fork"));
     if (pid == 0) become_the_tool(child);

@@ -1,8 +1,10 @@
 // fsck.atomic4 interrupted: at every write of a recorded run, and killed at random moments. The
 // volume is protected whatever happens, and the next run brings it back.
 #include <signal.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <time.h>
+#include <unistd.h>
 
 #include <cstdlib>
 #include <fstream>
@@ -103,7 +105,20 @@ long nanoseconds_of_a_run(const DirtyVolume& dirty, const std::string& path) {
     return std::clamp(whole, 1'000'000L, 999'999'999L);
 }
 
+// Whatever it has left behind comes to its end by itself: an uninterruptible process would not.
+bool nobody_is_left() {
+    for (int i = 0; i < 1000; ++i) {
+        pid_t ended = 0;
+        while ((ended = ::waitpid(-1, nullptr, WNOHANG)) > 0) {
+        }
+        if (ended < 0) return errno == ECHILD;
+        ::usleep(10'000);
+    }
+    return false;
+}
+
 TEST_P(FsckCrash, KilledAtRandomMoments) {
+    ASSERT_EQ(::prctl(PR_SET_CHILD_SUBREAPER, 1), 0);
     const DirtyVolume dirty = make_dirty_volume(GetParam());
     const TempDir directory;
     const std::string path = directory.file("image");
@@ -122,6 +137,7 @@ TEST_P(FsckCrash, KilledAtRandomMoments) {
         ::kill(victim, SIGKILL);
         int status = 0;
         ::waitpid(fsck, &status, 0);
+        ASSERT_TRUE(nobody_is_left());
         if (WIFSIGNALED(status) || victim == e2fsck) ++killed;
         // e2fsck dies with it; the lock is gone with both.
         std::ostringstream bytes;
