@@ -148,6 +148,19 @@ for bytes in '\032\001' '\330\124'; do
     repaired data
 done
 
+# --- descriptors with a right checksum that call inodes unused which are in use -----------------------------------
+# Stock e2fsck clears them all.
+for field in "flags 1" "itable_unused 2048"; do
+    volume -b 1024
+    debug vol.img "set_bg 0 $field"
+    debug vol.img "set_bg 0 checksum calc"
+    changes_nothing vol.img fsck.atomic4 -fp vol.img
+    is "$STATUS" 4
+    expect_status 1 fsck.atomic4 -fy vol.img
+    out_has 'e2fsck goes by their copy'
+    repaired data
+done
+
 # --- no copy at all ------------------------------------------------------------------------------------------------
 # A single group, and a primary whose checksum can't be proved.
 rm vol.img

@@ -62,7 +62,7 @@ class Fsck {
         A4_CHECK(replay_journal());
         if (session_.ended()) return {};
         bool opens = openable();
-        if (opens && (A4_TRY(tables_are_misplaced()) || A4_TRY(primary_misleads()))) opens = false;
+        if (opens && (A4_TRY(descriptors_mislead()) || A4_TRY(primary_misleads()))) opens = false;
         if (!opens) A4_CHECK(check_by_copy());
         if (session_.ended()) return {};
         auto done = protected_steps();
@@ -241,7 +241,7 @@ class Fsck {
                     return {};
                 }
                 session_.corrected = true;
-                if (openable() && !A4_TRY(tables_are_misplaced()) && !A4_TRY(primary_misleads())) {
+                if (openable() && !A4_TRY(descriptors_mislead()) && !A4_TRY(primary_misleads())) {
                     runs_.go_by_primary();
                     return {};
                 }
@@ -256,7 +256,7 @@ class Fsck {
     // e2fsck looks for a copy itself, where it doesn't believe the primary.
     Result<> choose_superblock() {
         const char* why = nullptr;
-        if (A4_TRY(tables_are_misplaced()))
+        if (A4_TRY(descriptors_mislead()))
             why =
                 "its group descriptors are damaged: e2fsck goes by their copy behind the "
                 "superblock";
@@ -300,24 +300,33 @@ class Fsck {
         return copy && has_root(*copy);
     }
 
-    // Descriptors that are damaged, and say another place than their copies: e2fsck would believe
-    // them where they only have a wrong checksum. It has to go by the copy then.
-    Result<bool> tables_are_misplaced() {
+    // Descriptors that are damaged, and say another place than their copies, or that inodes are not
+    // in use which are: e2fsck would believe them. It has to go by the copy then, of which it
+    // doesn't believe the latter.
+    Result<bool> descriptors_mislead() {
         std::vector<TablePlaces> places;
         std::set<dgrp_t> wrong;
+        bool hide = false;
         {
             const auto volume = session_.open(OpenFor::Inspect);
-            if (!volume || descriptors_are_right(**volume)) return false;
-            for (dgrp_t group = 0; group < (*volume)->fs()->group_desc_count; ++group) {
-                places.push_back(table_places((*volume)->fs(), group));
-                if (!descriptor_is_right((*volume)->fs(), group)) wrong.insert(group);
+            if (!volume) return false;
+            ext2_filsys fs = (*volume)->fs();
+            for (dgrp_t group = 0; group < fs->group_desc_count; ++group) {
+                if (!descriptor_is_right(fs, group))
+                    wrong.insert(group);
+                else
+                    hide = hide || hides_inodes(fs, group);
             }
+            if (wrong.empty() && !hide) return false;
+            for (dgrp_t group = 0; group < fs->group_desc_count; ++group)
+                places.push_back(table_places(fs, group));
         }
         const auto copy = A4_TRY(session_.open_by_copy(copy_used_));
         if (!copy || copy->fs()->group_desc_count != places.size() || !descriptors_are_right(*copy))
             return false;
-        return std::ranges::any_of(
-            wrong, [&](dgrp_t group) { return table_places(copy->fs(), group) != places[group]; });
+        return hide || std::ranges::any_of(wrong, [&](dgrp_t group) {
+                   return table_places(copy->fs(), group) != places[group];
+               });
     }
 
     Result<> check_unprotected() {
