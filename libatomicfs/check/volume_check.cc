@@ -227,6 +227,13 @@ class Checker {
         return {};
     }
 
+    // Not even the log, whatever names lead to it, or somebody's atomic file.
+    Result<bool> is_without_unit(ext2_ino_t number) {
+        const auto file = read_file(volume_, number);
+        if (!file && file.error().code == EIO) return fail(Error(file.error()));
+        return file && !file->unit;
+    }
+
     bool is_log_in_order() const { return log_in_order_; }
 
   private:
@@ -410,7 +417,7 @@ Result<CheckReport> check_volume(Volume& volume, const OnGroup& progress) {
     const auto lock = volume.attr() ? volume.lock_inode() : Result<ext2_ino_t>(0);
     for (const ext2_ino_t inode : inodes) {
         if (is_volumes_own(volume.fs(), inode)) continue;  // a misplaced flag
-        if (lock && inode == *lock) {
+        if (lock && inode == *lock && A4_TRY(checker.is_without_unit(inode))) {
             checker.add(FindingId::MisplacedFlag, inode, fmt::format("inode {}", inode));
             continue;
         }

@@ -78,7 +78,6 @@ Result<std::vector<Mapping>> map_extents(Volume& volume, ext2_ino_t number, ext2
     }
     Lblk at = first;
     std::optional<Mapping> last;
-    bool may_go_back = first > Lblk(0);
     while (code == 0 && at < end) {
         if ((extent.e_flags & EXT2_EXTENT_FLAGS_LEAF) == 0) {
             code = ext2fs_extent_get(handle.get(), EXT2_EXTENT_NEXT_LEAF, &extent);
@@ -95,12 +94,12 @@ Result<std::vector<Mapping>> map_extents(Volume& volume, ext2_ino_t number, ext2
         const Mapping whole{start, Blocks(extent.e_len), Pblk(extent.e_pblk),
                             (extent.e_flags & EXT2_EXTENT_FLAGS_UNINIT) != 0 ? MapState::Unwritten
                                                                              : MapState::Written};
-        // After a goto, NEXT_LEAF comes by the extents of the first leaf once more.
-        const bool back = last && start < last->lblk;
-        if ((back && !may_go_back) || (last && last->lblk < start && start < last->end()))
+        // After a goto, NEXT_LEAF comes by extents of the way down once more, once a level: what is
+        // out of order there is seen when the whole tree is walked.
+        const bool overlaps = last && start < last->end();
+        if (overlaps && (first == Lblk(0) || last->lblk < start))
             return fail(EUCLEAN, "{}: overlapping extents at {}: the volume needs e2fsck", what,
                         start);
-        may_go_back = may_go_back && !back;
         last = whole;
         // So what ends before at has been seen (and one that reaches beyond end has ended the
         // loop).

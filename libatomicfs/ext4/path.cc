@@ -42,6 +42,14 @@ static int atomic4_list_entry(ext2_ino_t, int entry, ext2_dir_entry* dirent, int
 }
 }
 
+extern "C" {
+static int atomic4_measure_dot(ext2_ino_t, int entry, ext2_dir_entry* dirent, int, int, char*,
+                               void* length) {
+    if (entry == DIRENT_DOT_FILE) *static_cast<unsigned*>(length) = dirent->rec_len;
+    return DIRENT_ABORT;
+}
+}
+
 Result<std::vector<DirectoryEntry>> list(Volume& volume, ext2_ino_t directory) {
     A4_CHECK(check_directory(volume.fs(), directory));
     Listing listing{volume.fs(), {}};
@@ -49,18 +57,6 @@ Result<std::vector<DirectoryEntry>> list(Volume& volume, ext2_ino_t directory) {
         ext2fs_dir_iterate2(volume.fs(), directory, 0, nullptr, atomic4_list_entry, &listing),
         fmt::format("directory inode {}", directory)));
     return std::move(listing.entries);
-}
-
-// libext2fs's iteration proves the entries' lengths; what it leaves is names of no length, which
-// e2fsck takes a block with apart for.
-Result<> check_entries(Volume& volume, ext2_ino_t directory) {
-    for (const DirectoryEntry& entry : A4_TRY(list(volume, directory))) {
-        if (entry.name.empty() || entry.inode > volume.fs()->super->s_inodes_count) {
-            return fail(EUCLEAN, "directory inode {}: an entry is damaged: the volume needs e2fsck",
-                        directory);
-        }
-    }
-    return {};
 }
 
 Result<> touch_directory(Volume& volume, ext2_ino_t directory) {
@@ -286,6 +282,26 @@ Result<NewName> lookup_new(Volume& volume, const std::string& path) {
     }
     A4_CHECK(check_may_link(volume, where.directory, path));
     return where;
+}
+
+// libext2fs's iteration proves the entries' lengths; what it leaves is names of no length, which
+// e2fsck takes a block with apart for, and room behind ".", where a name would come before "..".
+Result<> check_entries(Volume& volume, ext2_ino_t directory) {
+    constexpr unsigned kDotLength = 12;
+    const auto damaged = [&] {
+        return fail(EUCLEAN, "directory inode {}: an entry is damaged: the volume needs e2fsck",
+                    directory);
+    };
+    for (const DirectoryEntry& entry : A4_TRY(list(volume, directory))) {
+        if (entry.name.empty() || entry.inode > volume.fs()->super->s_inodes_count)
+            return damaged();
+    }
+    unsigned dot = kDotLength;
+    A4_CHECK(check_errcode(
+        ext2fs_dir_iterate2(volume.fs(), directory, 0, nullptr, atomic4_measure_dot, &dot),
+        fmt::format("directory inode {}", directory)));
+    if (dot != kDotLength) return damaged();
+    return {};
 }
 
 Result<> link_name(Volume& volume, const NewName& where, ext2_ino_t inode, int file_type) {

@@ -36,6 +36,9 @@ struct NewName {
 // be put between them.
 Result<NewName> lookup_new(Volume& volume, const std::string& path);
 
+// EUCLEAN: as for lookup_new.
+Result<> check_entries(Volume& volume, ext2_ino_t directory);
+
 // Adds a directory entry and sets the directory's times; the operation is the caller's.
 Result<> link_name(Volume& volume, const NewName& where, ext2_ino_t inode, int file_type);
 Result<> unlink_name(Volume& volume, const NewName& where, ext2_ino_t inode);

@@ -15,6 +15,15 @@ namespace atomic4 {
 
 namespace {
 
+// Not mapped by extents any more, or unreadable.
+bool is_damage(const Error& error) {
+    return error.code == EOPNOTSUPP || error.code == EUCLEAN;
+}
+// A record that such an error keeps; others stop the replay.
+bool is_kept(const Error& error) {
+    return is_damage(error) || error.code == ENOSPC;
+}
+
 // Replays records in order. What only overwrites mapped, written blocks, as most do, is gathered
 // and written in large pieces; whatever else there is to do happens after all that came before it.
 class Replayer {
@@ -25,10 +34,16 @@ class Replayer {
     Result<> record(const LoggedRecord& record, const Payload& payload) {
         gathered_.keep(payload);
         std::span<const std::byte> rest = payload.bytes;
+        Result<> done;
         for (const RangeRef& range : record.ranges) {
-            A4_CHECK(replay(range, rest.first(range.length.value())));
+            auto replayed = replay(range, rest.first(range.length.value()));
             rest = rest.subspan(range.length.value());
+            if (replayed) continue;
+            // The others are other files', whose writes it holds, too.
+            if (lost_ || !is_kept(replayed.error())) return replayed;
+            if (done) done = std::move(replayed);
         }
+        A4_CHECK(std::move(done));
         return gathered_.kept() < kGatherMax ? Result<>() : write_gathered();
     }
     Result<> write_gathered() {
@@ -240,12 +255,9 @@ Result<> replay_records(Volume& volume, Device& log, const LogContents& contents
             ++report.records;
             continue;
         }
-        // Not mapped by extents any more, or unreadable.
-        const bool damaged = done.error().code == EOPNOTSUPP || done.error().code == EUCLEAN;
-        if (!damaged && done.error().code != ENOSPC)
-            return fail(std::move(done).error().with_context(what));
+        if (!is_kept(done.error())) return fail(std::move(done).error().with_context(what));
         report.failed.push_back(fmt::format("{}: {}", what, done.error().message));
-        if (damaged && volume.block_bitmaps().damaged().empty())
+        if (is_damage(done.error()) && volume.block_bitmaps().damaged().empty())
             report.damaged.push_back(report.failed.back());
     }
     return {};

@@ -270,6 +270,54 @@ Result<std::optional<Entry>> find_or_free(Volume& volume, ext2_ino_t directory, 
     return std::optional<Entry>{};
 }
 
+bool is_lock(const ext2_inode& inode) {
+    return LINUX_S_ISREG(inode.i_mode) && EXT2_I_SIZE(&inode) == 0;
+}
+
+// Whether the log and a lock file can be named there, or are.
+Result<bool> takes_parts(Volume& volume, const Entry& directory) {
+    if (!LINUX_S_ISDIR(directory.inode.i_mode)) return false;
+    auto sound = check_entries(volume, directory.number);
+    if (!sound && sound.error().code == EIO) return fail(std::move(sound).error());
+    if (!sound) return false;
+    const auto log = A4_TRY(find(volume, directory.number, kLogName));
+    const auto lock = A4_TRY(find(volume, directory.number, kLockName));
+    return (!log || log->dangling() || log->number == volume.attr()->log_inode) &&
+           (!lock || lock->dangling() || is_lock(lock->inode));
+}
+
+int file_type(uint16_t mode) {
+    switch (mode & LINUX_S_IFMT) {
+        case LINUX_S_IFREG:
+            return EXT2_FT_REG_FILE;
+        case LINUX_S_IFDIR:
+            return EXT2_FT_DIR;
+        case LINUX_S_IFCHR:
+            return EXT2_FT_CHRDEV;
+        case LINUX_S_IFBLK:
+            return EXT2_FT_BLKDEV;
+        case LINUX_S_IFIFO:
+            return EXT2_FT_FIFO;
+        case LINUX_S_IFSOCK:
+            return EXT2_FT_SOCK;
+        case LINUX_S_IFLNK:
+            return EXT2_FT_SYMLINK;
+        default:
+            return EXT2_FT_UNKNOWN;
+    }
+}
+
+// What has the directory's name gets another one. Staged.
+Result<> move_aside(Volume& volume, const Entry& entry) {
+    A4_CHECK(check_entries(volume, EXT2_ROOT_INO));
+    const std::string name = fmt::format("{}.{}", kDirectoryName, entry.number);
+    if (A4_TRY(find(volume, EXT2_ROOT_INO, name)))
+        return fail(EEXIST, "/{} and /{} exist, and neither is atomic4's: move them away",
+                    kDirectoryName, name);
+    A4_CHECK(unlink_name(volume, {EXT2_ROOT_INO, kDirectoryName}, entry.number));
+    return link_name(volume, {EXT2_ROOT_INO, name}, entry.number, file_type(entry.inode.i_mode));
+}
+
 }  // namespace
 
 // The attribute can stand without them: names are written last.
@@ -279,7 +327,7 @@ Result<bool> parts_are_named(Volume& volume) {
     const auto log = A4_TRY(find(volume, directory->number, kLogName));
     const auto lock = A4_TRY(find(volume, directory->number, kLockName));
     return log && volume.attr() && log->number == volume.attr()->log_inode && lock &&
-           !lock->dangling();
+           !lock->dangling() && is_lock(lock->inode);
 }
 
 Result<> name_parts(Volume& volume) {
@@ -287,17 +335,16 @@ Result<> name_parts(Volume& volume) {
     FileState log = A4_TRY(read_file(volume, number, volume.attr()->log_generation));
     const bool has_a_name = !A4_TRY(paths_of(volume, {number})).empty();
     Transaction transaction(volume);
-    const auto directory = A4_TRY(find_or_free(volume, EXT2_ROOT_INO, kDirectoryName));
-    if (directory && !LINUX_S_ISDIR(directory->inode.i_mode))
-        return fail(EEXIST, "/{} exists and is not a directory: move it away", kDirectoryName);
+    auto directory = A4_TRY(find_or_free(volume, EXT2_ROOT_INO, kDirectoryName));
+    if (directory && !A4_TRY(takes_parts(volume, *directory))) {
+        A4_CHECK(move_aside(volume, *directory));
+        directory.reset();
+    }
     const ext2_ino_t parent =
         directory
             ? directory->number
             : A4_TRY(stage_directory(volume, EXT2_ROOT_INO, kDirectoryName, kDirectoryMode)).number;
-    const auto named = A4_TRY(find_or_free(volume, parent, kLogName));
-    if (named && named->number != number)
-        return fail(EEXIST, "/{}/{} is another file: move it away", kDirectoryName, kLogName);
-    if (!named) {
+    if (!A4_TRY(find_or_free(volume, parent, kLogName))) {
         A4_CHECK(link_name(volume, {parent, kLogName}, number, EXT2_FT_REG_FILE));
         if (has_a_name) ++log.inode.i_links_count;
         A4_CHECK(check_errcode(ext2fs_write_inode(volume.fs(), number, &log.inode), kLogName));

@@ -41,8 +41,8 @@ Result<EnablePlan> enable(Volume& volume, const EnableOptions& options);
 
 // Whether /.atomic4/log and /.atomic4/lock are where they belong. The attribute leads to the log.
 Result<bool> parts_are_named(Volume& volume);
-// Names them again, where a directory was lost: the log keeps another name that it may have got, a
-// lock file is made anew. EEXIST: something else has such a name.
+// Names them again, where a directory was lost or damaged: the log keeps another name that it may
+// have got, a lock file is made anew. What is in the way gets another name (/.atomic4.INODE).
 Result<> name_parts(Volume& volume);
 
 struct DisableReport {

@@ -48,3 +48,48 @@ the directory is cleared|clri <$dir>|/lost+found/#$db
 the directory's block is zeroed|zap_block -f /dir 0|/lost+found/#$db
 END
 done
+
+# --- the names of log and lock file: without them nothing mounts the volume as atomic4 -----------------------------
+pattern plain 12K >plain
+log=$(inode_of sound.img /.atomic4/log)
+lock=$(inode_of sound.img /.atomic4/lock)
+directory=$(inode_of sound.img /.atomic4)
+named_again() {
+    is "$(inode_of vol.img /.atomic4/log)" "$log"
+    [ -n "$(inode_of vol.img /.atomic4/lock)" ] || die "no lock file"
+    expect_ok atomic4ctl -d vol.img read /dir/db --offset 0 --length 1M
+    cmp data "$OUT"
+    check_clean vol.img
+    e2fsck_clean vol.img
+    expect_ok fsck.atomic4 -fp vol.img
+}
+# Names that are gone. For e2fsck -p an inode without a name is a reason to stop.
+for how in "lock -fp" "log -fy"; do
+    read -r name mode <<<"$how"
+    copy_image sound.img vol.img
+    debug vol.img "unlink /.atomic4/$name"
+    [ "$name" = log ] || debug vol.img "clri <$lock>"
+    changes_nothing vol.img fsck.atomic4 -fn vol.img
+    is "$STATUS" 4
+    out_has '#36 redo log: /.atomic4/log or /.atomic4/lock isn.t there'
+    expect_status 1 atomic4ctl -d vol.img check
+    out_has '#36'
+    expect_status 1 fsck.atomic4 "$mode" vol.img
+    named_again
+done
+# The log is named as another file's, and so can't stay: that name is the other file's business.
+copy_image sound.img vol.img
+debug vol.img "unlink /.atomic4/log"
+debug vol.img "ln <$lock> /.atomic4/log"
+expect_status 1 fsck.atomic4 -fy vol.img
+named_again
+is "$(inode_of vol.img "/.atomic4.$directory/log")" "$lock"
+# The directory is something else.
+copy_image sound.img vol.img
+debug vol.img "unlink /.atomic4"
+debug vol.img "write plain .atomic4"
+plain=$(inode_of vol.img /.atomic4)
+expect_status 1 fsck.atomic4 -fy vol.img
+named_again
+expect_ok atomic4ctl -d vol.img read "/.atomic4.$plain" --offset 0 --length 12K
+cmp plain "$OUT"

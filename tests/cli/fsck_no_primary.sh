@@ -132,7 +132,7 @@ for field in "blocks_per_group 16384" "log_block_size 1" "rev_level 0" "feature_
     changes_nothing vol.img fsck.atomic4 -fp vol.img
     is "$STATUS" 4
     expect_status 1 fsck.atomic4 -fy vol.img
-    out_has "its superblock has a right checksum, but can't be this volume's: e2fsck goes by the copy at block 8193"
+    out_has "its superblock has a right checksum, but leads nowhere: e2fsck goes by the copy at block 8193"
     repaired data
 done
 

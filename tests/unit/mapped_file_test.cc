@@ -74,6 +74,14 @@ TEST_F(MappedFile, DeepTrees) {
         ASSERT_EQ(part.front().lblk, Lblk(first));
         ASSERT_EQ(part.back().end(), Lblk(first + count));
     }
+    // As far as behind its end.
+    for (uint64_t first = 1; first < kBlocks; first += first < kBlocks - 200 ? 97 : 3) {
+        const auto part =
+            must(map_range(*volume, number, state(number).inode, Lblk(first), Blocks(2 * kBlocks)));
+        ASSERT_EQ(part.size(), kBlocks - first + (kBlocks % 2 == 0 ? 0 : 1)) << first;
+        ASSERT_EQ(part.back().state, MapState::Hole);
+        ASSERT_EQ(part.back().end(), Lblk(first + 2 * kBlocks));
+    }
     // Holes filled at random places, in one go each.
     for (int i = 0; i < 40; ++i) {
         const uint64_t offset = random() % (kBlocks * block - 70'000);

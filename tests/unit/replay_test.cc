@@ -256,6 +256,40 @@ TEST_F(Replay, ConflictKeepsOnlyItsRecord) {
     }
 }
 
+// A file that is damaged keeps the record, which is placed as far as it can be: a group of writes
+// may be several files'.
+TEST_F(Replay, ADamagedFileKeepsItsRecordAndHoldsNobodyUp) {
+    start_default();
+    open();
+    const auto a = create("/a", 65536, 16384);
+    const auto b = create("/b", 65536, 16384);
+    const auto data = filled(1024, 1);
+    must(writer->write_batch(std::vector{range(a, 4096, data), range(b, 4096, data)}));
+    must(write(b, 0, data));
+    die();
+    spoil(b, 0, 8192);
+    edit_inode(a, [&](ext2_inode& inode) {
+        inode.i_flags &= ~static_cast<uint32_t>(EXT4_EXTENTS_FL);
+        std::ranges::fill(inode.i_block, 0);
+    });
+    for (int i = 0; i < 2; ++i) {
+        const auto report = must(recover_now(*recorder, OnConflict::Keep));
+        EXPECT_EQ(report.records, 1u);
+        EXPECT_EQ(report.failed.size(), 1u);
+        EXPECT_EQ(report.damaged, report.failed);
+        EXPECT_FALSE(report.log_emptied);
+        EXPECT_TRUE(needs_replay());
+    }
+    const auto volume = open_volume(*memory, OpenFor::Read, true);
+    Image got(1);
+    for (const uint64_t offset : {0, 4096}) {
+        const auto place = must(
+            locate_range(*volume, must(read_file(*volume, b)), ByteOffset(offset), Bytes(1)))[0];
+        must(memory->read(place.device_offset, got));
+        EXPECT_EQ(got[0], std::byte{1}) << offset;
+    }
+}
+
 // As a daemon leaves it that died on the mounted volume: no needs-replay bit.
 class ReplayOfMounted : public Replay {
   protected:

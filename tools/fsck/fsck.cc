@@ -80,7 +80,6 @@ class Fsck {
 
     Result<> protected_steps() {
         A4_CHECK(log_.replay());
-        if (!session_.ended()) A4_CHECK(log_.name_parts());
         if (session_.ended()) return {};
         return check_protected();
     }
@@ -261,9 +260,7 @@ class Fsck {
                 "its group descriptors are damaged: e2fsck goes by their copy behind the "
                 "superblock";
         else if (A4_TRY(primary_misleads()))
-            why =
-                "its superblock has a right checksum, but can't be this volume's: e2fsck goes by "
-                "the copy";
+            why = "its superblock has a right checksum, but leads nowhere: e2fsck goes by the copy";
         if (why == nullptr) return {};
         session_.talk.say(fmt::format("{} at block {}", why, copy_used_.block));
         runs_.go_by(copy_used_);
@@ -324,9 +321,13 @@ class Fsck {
         const auto copy = A4_TRY(session_.open_by_copy(copy_used_));
         if (!copy || copy->fs()->group_desc_count != places.size() || !descriptors_are_right(*copy))
             return false;
-        return hide || std::ranges::any_of(wrong, [&](dgrp_t group) {
-                   return table_places(copy->fs(), group) != places[group];
-               });
+        bool moved = false;
+        for (dgrp_t group = 0; group < places.size(); ++group) {
+            if (table_places(copy->fs(), group) == places[group]) continue;
+            if (!wrong.contains(group)) return false;  // a copy that contradicts what is right
+            moved = true;
+        }
+        return hide || moved;
     }
 
     Result<> check_unprotected() {
@@ -384,13 +385,15 @@ class Fsck {
     // --- Afterwards ------------------------------------------------------------------------------
 
     Result<> look_again() {
-        if (!session_.writing()) return {};
+        if (!session_.writing()) return log_.name_parts();
         // Nothing was wrong, and nothing has become so.
-        if (!session_.corrected && !left_ && !later_ && !log_.records_left() && runs_.status() == 0)
+        if (!session_.corrected && !left_ && !later_ && !log_.records_left() &&
+            runs_.status() == 0 && !A4_TRY(log_.is_unnamed()))
             return {};
         log_.e2fsck_is_done();
         // e2fsck may have cleared what led to it.
-        if (log_.records_left() || A4_TRY(log_.is_lost())) A4_CHECK(log_.replay());
+        if (log_.records_left() || (!log_.left() && A4_TRY(log_.is_lost())))
+            A4_CHECK(log_.replay());
         if (session_.ended()) return {};
         {
             const auto volume = A4_TRY(session_.open(OpenFor::Write));

@@ -87,6 +87,7 @@ Result<> LogStep::replay() {
     records_left_ = false;
     bool replay = false;
     bool discard = false;
+    bool corrupt = false;  // and to be given up
     for (const Finding& finding : A4_TRY(look()).findings) {
         if (finding.id == FindingId::LogUnknown) {
             judge(finding, session_.command.mode, session_.talk);
@@ -104,6 +105,7 @@ Result<> LogStep::replay() {
             if (session_.ended()) return {};
         }
         discard = discard || (fix && may_discard(finding.id));
+        corrupt = corrupt || (fix && finding.id == FindingId::LogCorrupt);
         // There is none that could be lost, or it would have been found by its name.
         given_up_ = given_up_ || (fix && finding.id == FindingId::AttributeDamaged);
         replay = replay || fix;
@@ -132,8 +134,11 @@ Result<> LogStep::replay() {
         for (const std::string& line : report->damaged)
             to_drop.push_back({FindingId::RecordOfDamagedFile, "redo log", line});
     }
-    // There is one log: what somebody wants kept, or only lacks space, keeps all of it.
-    bool keep = report->failed.size() > report->damaged.size();
+    // There is one log: what somebody wants kept, only lacks space, or has come to light just now
+    // keeps all of it.
+    const bool asked = report->end != LogEnd::Corrupt || corrupt;
+    records_left_ = records_left_ || !asked;
+    bool keep = !asked || report->failed.size() > report->damaged.size();
     for (const Finding& finding : to_drop) {
         (wants(finding) ? discard : keep) = true;
         if (session_.ended()) return {};
@@ -142,14 +147,16 @@ Result<> LogStep::replay() {
     return {};
 }
 
+Result<bool> LogStep::is_unnamed() {
+    const auto volume = A4_TRY(session_.open(OpenFor::Inspect));
+    if (!volume->attr() || !open_log_device(*volume)) return false;
+    const auto named = parts_are_named(*volume);
+    return named && !*named;
+}
+
 Result<> LogStep::name_parts() {
     unnamed_ = false;
-    {
-        const auto volume = A4_TRY(session_.open(OpenFor::Inspect));
-        if (!volume->attr() || !open_log_device(*volume)) return {};
-        const auto named = parts_are_named(*volume);
-        if (!named || *named) return {};
-    }
+    if (!A4_TRY(is_unnamed())) return {};
     if (!wants({FindingId::PartsUnnamed, "redo log", "neither a mount nor a daemon finds it"}))
         return {};
     const auto volume = A4_TRY(session_.open(OpenFor::Write));

@@ -20,7 +20,9 @@ class LogStep {
     explicit LogStep(FsckSession& session) : session_(session) {}
 
     Result<> replay();
-    // The log and the lock file where others look for them.
+    // The log and the lock file are where others look for them; afterwards, when directories are
+    // whole. Without either nothing is to be named.
+    Result<bool> is_unnamed();
     Result<> name_parts();
     // Records wait for files to be repaired.
     bool records_left() const { return records_left_; }
