@@ -136,6 +136,19 @@ for field in "blocks_per_group 16384" "log_block_size 1" "rev_level 0" "feature_
     repaired data
 done
 
+# The same while the journal waits: it is replayed, by the copy, before anything is made of the inodes.
+volume -b 1024
+pattern journaled 1K >block
+debugfs -w -f <(printf 'jo\njw -b 60000 block\njc\n') vol.img >/dev/null 2>&1
+has_feature vol.img needs_recovery
+patch vol.img $((1024 + 88)) <(printf '\200\000')  # inodes of 128 bytes
+set_needs_replay vol.img off                       # the checksum
+is "$(slice vol.img $((1024 + 88)) 2 | od -An -tu2 | tr -d ' ')" 128
+expect_status 1 fsck.atomic4 -fy vol.img
+out_has 'e2fsck goes by the copy at block 8193'
+cmp <(slice vol.img $((60000 * 1024)) 1024) block
+repaired data
+
 # --- descriptors that have lost their checksum, and where the tables are ---------------------------------------
 for bytes in '\032\001' '\330\124'; do
     volume -b 1024

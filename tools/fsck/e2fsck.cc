@@ -107,7 +107,10 @@ std::vector<std::string> journal_arguments(const std::string& e2fsck, const Fsck
 
 std::vector<std::string> journal_probe_arguments(const std::string& e2fsck,
                                                  const FsckCommand& command) {
-    return {e2fsck, "-n", "-E", "journal_only", command.device};
+    std::vector<std::string> arguments{e2fsck, "-n", "-E", "journal_only"};
+    add_users(arguments, command);
+    arguments.push_back(command.device);
+    return arguments;
 }
 
 std::vector<std::string> check_arguments(const std::string& e2fsck, const FsckCommand& command) {

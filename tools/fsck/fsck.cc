@@ -59,10 +59,11 @@ class Fsck {
         if (session_.writing()) A4_CHECK(runs_.find());
         A4_CHECK(is_supported());
         if (session_.writing()) write_repaired_superblock();
-        A4_CHECK(replay_journal());
+        const bool misleads = A4_TRY(primary_misleads());
+        if (!misleads) A4_CHECK(replay_journal());
         if (session_.ended()) return {};
         bool opens = openable();
-        if (opens && (A4_TRY(descriptors_mislead()) || A4_TRY(primary_misleads()))) opens = false;
+        if (opens && (misleads || A4_TRY(descriptors_mislead()))) opens = false;
         if (!opens) A4_CHECK(check_by_copy());
         if (session_.ended()) return {};
         auto done = protected_steps();
@@ -227,8 +228,10 @@ class Fsck {
         }
         session_.talk.say(fmt::format("{} protected as a copy of the superblock shows them",
                                       counted(set->files().size(), "atomic file")));
-        if (!session_.command.superblock) A4_CHECK(choose_superblock());
-        if (session_.writing() && (!session_.open(OpenFor::Inspect) || needs_recovery())) {
+        const bool misleads = A4_TRY(primary_misleads());
+        if (!session_.command.superblock) A4_CHECK(choose_superblock(misleads));
+        if (session_.writing() &&
+            (misleads || !session_.open(OpenFor::Inspect) || needs_recovery())) {
             // The journal first, as always. It may be all that is needed.
             if (A4_TRY(runs_.would_replay())) {
                 const GuardedExit exit = A4_TRY(runs_.replay());
@@ -253,13 +256,13 @@ class Fsck {
     }
 
     // e2fsck looks for a copy itself, where it doesn't believe the primary.
-    Result<> choose_superblock() {
+    Result<> choose_superblock(bool misleads) {
         const char* why = nullptr;
         if (A4_TRY(descriptors_mislead()))
             why =
                 "its group descriptors are damaged: e2fsck goes by their copy behind the "
                 "superblock";
-        else if (A4_TRY(primary_misleads()))
+        else if (misleads)
             why = "its superblock has a right checksum, but leads nowhere: e2fsck goes by the copy";
         if (why == nullptr) return {};
         session_.talk.say(fmt::format("{} at block {}", why, copy_used_.block));
