@@ -197,11 +197,51 @@ bool has_unit(std::span<const std::byte> full) {
            ::memmem(attributes.data(), attributes.size(), name.data(), name.size()) != nullptr;
 }
 
+// While this lives, a scan passes over nothing in groups that hide inodes.
+class HiddenInodesShown {
+  public:
+    explicit HiddenInodesShown(ext2_filsys fs) : fs_(fs) {
+        for (dgrp_t group = 0; group < fs->group_desc_count; ++group) {
+            if (!hides_inodes(fs, group)) continue;
+            before_.push_back(
+                {group, ext2fs_bg_flags(fs, group), ext2fs_bg_itable_unused(fs, group)});
+            ext2fs_bg_flags_clear(fs, group, EXT2_BG_INODE_UNINIT);
+            ext2fs_bg_itable_unused_set(fs, group, 0);
+        }
+    }
+    ~HiddenInodesShown() {
+        for (const Group& group : before_) {
+            ext2fs_bg_flags_set(fs_, group.number, group.flags);
+            ext2fs_bg_itable_unused_set(fs_, group.number, group.unused);
+        }
+    }
+    HiddenInodesShown(const HiddenInodesShown&) = delete;
+    HiddenInodesShown& operator=(const HiddenInodesShown&) = delete;
+
+  private:
+    struct Group {
+        dgrp_t number;
+        uint16_t flags;
+        uint32_t unused;
+    };
+    ext2_filsys fs_;
+    std::vector<Group> before_;
+};
+
 }  // namespace
+
+bool hides_inodes(ext2_filsys fs, dgrp_t group) {
+    if (!ext2fs_has_group_desc_csum(fs)) return false;
+    const uint32_t unused = ext2fs_bg_flags_test(fs, group, EXT2_BG_INODE_UNINIT) != 0
+                                ? fs->super->s_inodes_per_group
+                                : ext2fs_bg_itable_unused(fs, group);
+    return unused > ext2fs_bg_free_inodes_count(fs, group);
+}
 
 Result<> for_each_claiming_inode(Volume& volume, const OnInode& visit, const OnGroup& done) {
     constexpr int kBufferBlocks = 128;
     ext2_filsys fs = volume.fs();
+    const HiddenInodesShown shown(fs);
     ext2_inode_scan raw = nullptr;
     A4_CHECK(check_errcode(ext2fs_open_inode_scan(fs, kBufferBlocks, &raw), "inode scan"));
     const std::unique_ptr<ext2_struct_inode_scan, FreeScan> scan(raw);

@@ -36,6 +36,10 @@ struct ClaimingInode {
     bool unit = false;        // the unit's attribute is in the inode, or seems to be
 };
 
+// The descriptor calls more inodes never used than it counts as free. Whoever believes it doesn't
+// see the rest; this library looks at all inodes then.
+bool hides_inodes(ext2_filsys fs, dgrp_t group);
+
 // Of each inode that is in use and claims blocks, or is marked as atomic or has a unit, or has a
 // wrong checksum; in order.
 using OnInode = std::function<void(const ClaimingInode&)>;

@@ -290,7 +290,9 @@ class Fsck {
     Result<bool> primary_misleads() {
         {
             const auto volume = session_.open(OpenFor::Inspect);
-            if (volume ? has_root(**volume) : volume.error().code != EUCLEAN) return false;
+            const bool usable = volume ? has_root(**volume) || !descriptors_are_right(**volume)
+                                       : volume.error().code != EUCLEAN;
+            if (usable) return false;  // or another matter
             ext2_super_block super{};
             A4_CHECK(session_.looking().read(ByteOffset(SUPERBLOCK_OFFSET),
                                              std::as_writable_bytes(std::span(&super, 1))));
@@ -315,7 +317,7 @@ class Fsck {
                 if (!descriptor_is_right(fs, group))
                     wrong.insert(group);
                 else
-                    hide = hide || hides_inodes(fs, group);
+                    hide = hide || hides_group(fs, group);
             }
             if (wrong.empty() && !hide) return false;
             for (dgrp_t group = 0; group < fs->group_desc_count; ++group)

@@ -4,6 +4,7 @@
 #include <charconv>
 #include <ctime>
 
+#include "ext4/block_claims.h"
 #include "ext4/format.h"
 
 namespace atomic4::tools {
@@ -69,12 +70,9 @@ bool descriptor_is_right(ext2_filsys fs, dgrp_t group) {
            inside(ext2fs_inode_table_loc(fs, group), fs->inode_blocks_per_group);
 }
 
-bool hides_inodes(ext2_filsys fs, dgrp_t group) {
-    if (!ext2fs_has_group_desc_csum(fs)) return false;
-    const bool all = ext2fs_bg_flags_test(fs, group, EXT2_BG_INODE_UNINIT) != 0;
-    const uint32_t unused =
-        all ? fs->super->s_inodes_per_group : ext2fs_bg_itable_unused(fs, group);
-    return unused > ext2fs_bg_free_inodes_count(fs, group);
+bool hides_group(ext2_filsys fs, dgrp_t group) {
+    return ext2fs_bg_flags_test(fs, group, EXT2_BG_INODE_UNINIT) != 0 && hides_inodes(fs, group) &&
+           ext2fs_bg_itable_unused(fs, group) <= ext2fs_bg_free_inodes_count(fs, group);
 }
 
 bool descriptors_are_right(Volume& volume) {

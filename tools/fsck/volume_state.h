@@ -31,9 +31,9 @@ bool has_root(Volume& volume);
 bool descriptor_is_right(ext2_filsys fs, dgrp_t group);
 bool descriptors_are_right(Volume& volume);
 
-// The descriptor says of more inodes that they were never used than it says are free: e2fsck would
-// not look at the rest, and clear what leads there.
-bool hides_inodes(ext2_filsys fs, dgrp_t group);
+// The flag says that no inode of the group was ever used, though some are in use, and e2fsck
+// doesn't find it out by the counts.
+bool hides_group(ext2_filsys fs, dgrp_t group);
 
 // Block bitmap, inode bitmap, inode table.
 using TablePlaces = std::array<uint64_t, 3>;
