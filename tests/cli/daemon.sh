@@ -12,6 +12,7 @@ expect_ok atomic4ctl -d vol.img prealloc /db --size 1M
 # direct writes through the page cache.
 expect_ok atomic4ctl -d vol.img prealloc /journaled --size 64K
 debugfs -w -R 'set_inode_field /journaled flags 0x84000' vol.img >/dev/null 2>&1
+debugfs -w -R 'ea_rm /journaled trusted.atomic4.unit' vol.img >/dev/null 2>&1
 copy_image vol.img owned.img
 mount_image vol.img mnt
 chmod 755 mnt

@@ -216,8 +216,8 @@ expect_fail 8 '/dev/fuse' without_fuse "$fsck" -fp free.img
 expect_ok without_fuse "$fsck" -p free.img
 
 # Interrupted: e2fsck ends, and the volume is as good as before.
-printf '#!/bin/sh\n[ "$1" != -V ] || exec %s -V\nkill -INT $PPID\nexec sleep 5\n' "$(command -v e2fsck)" >tools/e2fsck
-ln -s "$(command -v sleep)" tools/
+printf '#!/bin/sh\n[ "$1" != -V ] || exec %s -V\nkill -INT $PPID\nexec tail -f /dev/null\n' "$(command -v e2fsck)" >tools/e2fsck
+ln -s "$(command -v tail)" tools/
 expect_status 32 env PATH="$T/tools" "$fsck" -fy free.img
 check_clean free.img
 grep -q "atomic4-guard" /proc/self/mounts && die "a view is left" || true

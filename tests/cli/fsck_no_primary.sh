@@ -36,6 +36,15 @@ repaired() {
     expect_ok fsck.atomic4 -fp vol.img
 }
 
+# -p leaves it to somebody, and -y has e2fsck go by the copy: goes_by_the_copy MODE REASON
+goes_by_the_copy() {
+    changes_nothing vol.img fsck.atomic4 "$1" vol.img
+    is "$STATUS" 4
+    expect_status 1 fsck.atomic4 -fy vol.img
+    out_has "$2"
+    repaired data
+}
+
 # --- found where e2fsck looks, too ------------------------------------------------------------------
 volume -b 1024
 lose_primary vol.img
@@ -129,11 +138,7 @@ for field in "blocks_per_group 16384" "log_block_size 1" "rev_level 0" "feature_
     "journal_inum 0" "first_ino 0" "inode_size 128" "inodes_per_group 1024"; do
     volume -b 1024
     debug vol.img "ssv $field"
-    changes_nothing vol.img fsck.atomic4 -fp vol.img
-    is "$STATUS" 4
-    expect_status 1 fsck.atomic4 -fy vol.img
-    out_has "its superblock has a right checksum, but leads nowhere: e2fsck goes by the copy at block 8193"
-    repaired data
+    goes_by_the_copy -fp "its superblock has a right checksum, but leads nowhere: e2fsck goes by the copy at block 8193"
 done
 
 # The same while the journal waits: it is replayed, by the copy, before anything is made of the inodes.
@@ -154,11 +159,7 @@ for bytes in '\032\001' '\330\124'; do
     volume -b 1024
     # shellcheck disable=SC2059
     patch vol.img $((2048 + 8)) <(printf "$bytes")
-    changes_nothing vol.img fsck.atomic4 -p vol.img
-    is "$STATUS" 4
-    expect_status 1 fsck.atomic4 -fy vol.img
-    out_has 'its group descriptors are damaged: e2fsck goes by their copy behind the superblock at block 8193'
-    repaired data
+    goes_by_the_copy -p 'its group descriptors are damaged: e2fsck goes by their copy behind the superblock at block 8193'
 done
 
 # --- descriptors with a right checksum that call inodes unused which are in use -----------------------------------
@@ -166,11 +167,7 @@ done
 volume -b 1024
 debug vol.img "set_bg 0 flags 1"
 debug vol.img "set_bg 0 checksum calc"
-changes_nothing vol.img fsck.atomic4 -fp vol.img
-is "$STATUS" 4
-expect_status 1 fsck.atomic4 -fy vol.img
-out_has 'e2fsck goes by their copy'
-repaired data
+goes_by_the_copy -fp 'e2fsck goes by their copy'
 # This it finds out; /db is protected by then.
 volume -b 1024
 debug vol.img "set_bg 0 itable_unused 2048"

@@ -29,6 +29,12 @@ class FoundDamage : public testing::Test {
         if (place == places.end()) throw std::runtime_error("no place " + name);
         Mutant{name, &*place, std::move(bits), true}.apply(base.image);
     }
+    Result<std::vector<Mapping>> map_db(Lblk first, Blocks count) {
+        MemoryDevice memory(base.image);
+        const auto volume = open_volume(memory, OpenFor::Read, true);
+        const FileState db = must(read_file(*volume, must(lookup(*volume, "/db"))));
+        return map_range(*volume, db.number, db.inode, first, count);
+    }
     void expect_unchanged(const MemoryDevice& memory) { EXPECT_EQ(memory.contents(), base.image); }
 
     DamageBase base = recovered(1024);
@@ -119,10 +125,7 @@ TEST_F(FoundDamage, AnExtentThatClaimsAnInodeTableIsNotWritten) {
 
 TEST_F(FoundDamage, AnExtentThatCoversOthersIsSeen) {
     damage(DamageArea::ExtentNode, "extent tree of /db: node entry 1: ee_len", {6});
-    MemoryDevice memory(base.image);
-    const auto volume = open_volume(memory, OpenFor::Read, true);
-    const FileState db = must(read_file(*volume, must(lookup(*volume, "/db"))));
-    const auto mapped = map_range(*volume, db.number, db.inode, Lblk(0), Blocks(1000));
+    const auto mapped = map_db(Lblk(0), Blocks(1000));
     EXPECT_EQ(code_of(mapped), EUCLEAN);
     EXPECT_THAT(message_of(mapped), HasSubstr("overlapping extents"));
 }
@@ -130,21 +133,15 @@ TEST_F(FoundDamage, AnExtentThatCoversOthersIsSeen) {
 // Skipped as one that had been seen, its blocks would belong to nobody.
 TEST_F(FoundDamage, AnExtentOutOfOrderIsSeen) {
     damage(DamageArea::ExtentNode, "extent tree of /db: node entry 1: ee_block", {7});
-    MemoryDevice memory(base.image);
-    const auto volume = open_volume(memory, OpenFor::Read, true);
-    const FileState db = must(read_file(*volume, must(lookup(*volume, "/db"))));
-    const auto mapped = map_range(*volume, db.number, db.inode, Lblk(0), kWholeFile);
+    const auto mapped = map_db(Lblk(0), kWholeFile);
     EXPECT_EQ(code_of(mapped), EUCLEAN);
     EXPECT_THAT(message_of(mapped), HasSubstr("overlapping extents at 64"));
 }
 
 TEST_F(FoundDamage, ATreeWithoutWhatItsHeaderSaysIsDamageAndNoIoError) {
     damage(DamageArea::ExtentNode, "extent tree of /db: node: eh_entries", {3});
-    MemoryDevice memory(base.image);
-    const auto volume = open_volume(memory, OpenFor::Read, true);
-    const FileState db = must(read_file(*volume, must(lookup(*volume, "/db"))));
-    EXPECT_EQ(code_of(map_range(*volume, db.number, db.inode, Lblk(0), kWholeFile)), EUCLEAN);
-    EXPECT_EQ(code_of(map_range(*volume, db.number, db.inode, Lblk(64), Blocks(16))), EUCLEAN);
+    EXPECT_EQ(code_of(map_db(Lblk(0), kWholeFile)), EUCLEAN);
+    EXPECT_EQ(code_of(map_db(Lblk(64), Blocks(16))), EUCLEAN);
 }
 
 // To libext2fs it is an empty one; an extent put in would be taken for a node.

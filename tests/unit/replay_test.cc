@@ -24,6 +24,15 @@ class Replay : public WriterTest {
         spoil(number, 8192, 8192);
         return number;
     }
+    // As it is stored, whatever is live.
+    std::byte byte_of(ext2_ino_t inode, uint64_t offset) {
+        const auto volume = open_volume(*memory, OpenFor::Read, true);
+        const auto place = must(locate_range(*volume, must(read_file(*volume, inode)),
+                                             ByteOffset(offset), Bytes(1)))[0];
+        Image got(1);
+        must(memory->read(place.device_offset, got));
+        return got[0];
+    }
     Image with_record() {
         Image want(65536);
         std::fill_n(want.begin() + 8192, 8192, std::byte{1});
@@ -245,15 +254,10 @@ TEST_F(Replay, ConflictKeepsOnlyItsRecord) {
     const auto report = must(recover_now(*recorder, OnConflict::Keep));
     EXPECT_EQ(report.records, 1u);
     EXPECT_EQ(report.conflicts.size(), 2u);
-    const auto volume = open_volume(*memory, OpenFor::Read, true);
-    Image got(1);
     for (const auto& [inode, offset, want] :
-         {std::tuple{a, 0u, 1u}, {a, 4096u, 0xddu}, {b, 0u, 0xddu}, {b, 4096u, 0xddu}}) {
-        const auto place = must(locate_range(*volume, must(read_file(*volume, inode)),
-                                             ByteOffset(offset), Bytes(1)))[0];
-        must(memory->read(place.device_offset, got));
-        EXPECT_EQ(got[0], static_cast<std::byte>(want)) << inode << " at " << offset;
-    }
+         {std::tuple{a, 0u, 1u}, {a, 4096u, 0xddu}, {b, 0u, 0xddu}, {b, 4096u, 0xddu}})
+        EXPECT_EQ(byte_of(inode, offset), static_cast<std::byte>(want))
+            << inode << " at " << offset;
 }
 
 // A file that is damaged keeps the record, which is placed as far as it can be: a group of writes
@@ -280,14 +284,7 @@ TEST_F(Replay, ADamagedFileKeepsItsRecordAndHoldsNobodyUp) {
         EXPECT_FALSE(report.log_emptied);
         EXPECT_TRUE(needs_replay());
     }
-    const auto volume = open_volume(*memory, OpenFor::Read, true);
-    Image got(1);
-    for (const uint64_t offset : {0, 4096}) {
-        const auto place = must(
-            locate_range(*volume, must(read_file(*volume, b)), ByteOffset(offset), Bytes(1)))[0];
-        must(memory->read(place.device_offset, got));
-        EXPECT_EQ(got[0], std::byte{1}) << offset;
-    }
+    for (const uint64_t offset : {0, 4096}) EXPECT_EQ(byte_of(b, offset), std::byte{1}) << offset;
 }
 
 // As a daemon leaves it that died on the mounted volume: no needs-replay bit.
