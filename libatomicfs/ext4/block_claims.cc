@@ -7,6 +7,7 @@
 #include <span>
 
 #include "base/crc32c.h"
+#include "ext4/checksums_ignored.h"
 #include "ext4/errcode.h"
 #include "ext4/format.h"
 #include "ext4/volume.h"
@@ -20,21 +21,6 @@ struct FreeScan {
 };
 struct FreeTree {
     void operator()(ext2_extent_handle* handle) const { ext2fs_extent_free(handle); }
-};
-
-// While it lives libext2fs takes what it reads for right.
-class ChecksumsIgnored {
-  public:
-    explicit ChecksumsIgnored(ext2_filsys fs) : fs_(fs), before_(fs->flags) {
-        fs_->flags |= EXT2_FLAG_IGNORE_CSUM_ERRORS;
-    }
-    ~ChecksumsIgnored() { fs_->flags = before_; }
-    ChecksumsIgnored(const ChecksumsIgnored&) = delete;
-    ChecksumsIgnored& operator=(const ChecksumsIgnored&) = delete;
-
-  private:
-    ext2_filsys fs_;
-    int before_;
 };
 
 using Kind = BlockClaim::Kind;

@@ -5,6 +5,7 @@
 
 #include "device/slice_device.h"
 #include "ext4/atomic_file.h"
+#include "ext4/checksums_ignored.h"
 #include "ext4/errcode.h"
 #include "ext4/format.h"
 #include "ext4/layout.h"
@@ -60,16 +61,16 @@ Result<bool> repair_log_file(Volume& volume) {
     bool changed = false;
     ext2_inode inode{};
     // What its checksum says doesn't matter: the id in its superblocks proves it.
-    const int flags = volume.fs()->flags;
-    volume.fs()->flags |= EXT2_FLAG_IGNORE_CSUM_ERRORS;
-    const errcode_t code = ext2fs_read_inode(volume.fs(), number, &inode);
-    volume.fs()->flags = flags;
+    const auto code = [&] {
+        const ChecksumsIgnored ignored(volume.fs());
+        return ext2fs_read_inode(volume.fs(), number, &inode);
+    }();
+    const ext2_inode before = inode;
     if (code != 0 || (inode.i_flags & EXT4_EXTENTS_FL) == 0) return false;
     const auto mapped = map_range(volume, number, inode, Lblk(0), kWholeFile);
     if (!mapped) return false;
     const Bytes size = size_by_superblocks(volume, joined(*mapped));
     if (size == Bytes(0)) return false;
-    const ext2_inode before = inode;
     inode.i_mode = static_cast<uint16_t>(LINUX_S_IFREG | (inode.i_mode & 07777));
     inode.i_flags |= kInodeFlagAtomic;
     inode.i_generation = volume.attr()->log_generation;
