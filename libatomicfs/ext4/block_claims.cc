@@ -9,6 +9,7 @@
 #include "base/crc32c.h"
 #include "ext4/checksums_ignored.h"
 #include "ext4/errcode.h"
+#include "ext4/extent_map.h"
 #include "ext4/format.h"
 #include "ext4/volume.h"
 
@@ -105,12 +106,13 @@ bool add_indirect(ext2_filsys fs, ext2_ino_t number, std::vector<BlockClaim>& cl
                                  &collected) == 0;
 }
 
-bool add_mapping(ext2_filsys fs, ext2_ino_t number, ext2_inode& inode,
+bool add_mapping(ext2_filsys fs, ext2_ino_t number, ext2_inode inode,
                  std::vector<BlockClaim>& claims) {
     if ((inode.i_flags & EXT4_INLINE_DATA_FL) != 0) return true;
     // Of what is no file by its mode the mapping may be one all the same; the inode of bad blocks
     // has none.
     const bool by_mode = number == EXT2_BAD_INO || ext2fs_inode_has_valid_blocks2(fs, &inode) != 0;
+    if (lacks_extents_flag(fs, inode)) inode.i_flags |= EXT4_EXTENTS_FL;
     if ((inode.i_flags & EXT4_EXTENTS_FL) != 0)
         return add_extents_in_inode(inode, claims) || add_extent_tree(fs, number, inode, claims);
     return !by_mode || add_indirect(fs, number, claims);

@@ -1,6 +1,7 @@
 #include "ext4/extent_map.h"
 
 #include <algorithm>
+#include <array>
 #include <memory>
 #include <optional>
 
@@ -292,6 +293,22 @@ Result<> apply(ext2_extent_handle_t handle, Edit edit, const std::string& what) 
 
 }  // namespace
 
+bool lacks_extents_flag(ext2_filsys fs, const ext2_inode& inode) {
+    if (!ext2fs_has_feature_extents(fs->super) ||
+        (inode.i_flags & (EXT4_EXTENTS_FL | EXT4_INLINE_DATA_FL)) != 0 ||
+        (!LINUX_S_ISREG(inode.i_mode) && !LINUX_S_ISDIR(inode.i_mode)))
+        return false;
+    auto block = std::to_array(inode.i_block);
+    return ext2fs_extent_header_verify(block.data(), sizeof block) == 0;
+}
+
+Result<> check_block_mapped(ext2_filsys fs, ext2_ino_t number, const ext2_inode& inode) {
+    if (!lacks_extents_flag(fs, inode)) return {};
+    return fail(EUCLEAN,
+                "inode {}: it has an extent tree, but not the flag for it: the volume needs e2fsck",
+                number);
+}
+
 Result<std::vector<Mapping>> map_range(Volume& volume, ext2_ino_t number, ext2_inode inode,
                                        Lblk first, Blocks count) {
     if (count.value() == 0) return std::vector<Mapping>{};
@@ -302,6 +319,7 @@ Result<std::vector<Mapping>> map_range(Volume& volume, ext2_ino_t number, ext2_i
     }
     if ((inode.i_flags & EXT4_EXTENTS_FL) != 0)
         return map_extents(volume, number, inode, first, first + count);
+    A4_CHECK(check_block_mapped(volume.fs(), number, inode));
     return map_indirect(volume, number, inode, first, first + count);
 }
 

@@ -33,8 +33,15 @@ struct Mapping {
     Lblk end() const { return lblk + length; }
 };
 
+// Whether what the inode has is an extent tree, though its flag says block numbers, as e2fsck sees
+// it (pass 1, PR_1_UNSET_EXTENT_FL), which sets the flag. Taken for block numbers it would be
+// blocks of anybody.
+bool lacks_extents_flag(ext2_filsys fs, const ext2_inode& inode);
+// EUCLEAN: so it is.
+Result<> check_block_mapped(ext2_filsys fs, ext2_ino_t number, const ext2_inode& inode);
+
 // The mappings of [first, first + count), holes included, in order; neighbours that continue each
-// other are one.
+// other are one. EUCLEAN: they aren't to be believed.
 Result<std::vector<Mapping>> map_range(Volume& volume, ext2_ino_t number, ext2_inode inode,
                                        Lblk first, Blocks count);
 

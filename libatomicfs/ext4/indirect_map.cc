@@ -48,6 +48,9 @@ int add_block(ext2_filsys, blk64_t* block, e2_blkcnt_t lblk, blk64_t, int, void*
 Result<IndirectMap> read_indirect_map(Volume& volume, ext2_ino_t number) {
     ext2_filsys fs = volume.fs();
     Walk walk;
+    ext2_inode inode{};
+    A4_CHECK(check_errcode(ext2fs_read_inode(fs, number, &inode), "block map"));
+    A4_CHECK(check_block_mapped(fs, number, inode));
     walk.first_block = fs->super->s_first_data_block;
     walk.volume_blocks = ext2fs_blocks_count(fs->super);
     const errcode_t code =

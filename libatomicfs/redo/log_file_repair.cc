@@ -7,6 +7,7 @@
 #include "ext4/atomic_file.h"
 #include "ext4/checksums_ignored.h"
 #include "ext4/errcode.h"
+#include "ext4/extent_map.h"
 #include "ext4/format.h"
 #include "ext4/layout.h"
 #include "ext4/layout_plan.h"
@@ -66,6 +67,7 @@ Result<bool> repair_log_file(Volume& volume) {
         return ext2fs_read_inode(volume.fs(), number, &inode);
     }();
     const ext2_inode before = inode;
+    if (code == 0 && lacks_extents_flag(volume.fs(), inode)) inode.i_flags |= EXT4_EXTENTS_FL;
     if (code != 0 || (inode.i_flags & EXT4_EXTENTS_FL) == 0) return false;
     const auto mapped = map_range(volume, number, inode, Lblk(0), kWholeFile);
     if (!mapped) return false;

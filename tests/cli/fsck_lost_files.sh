@@ -93,3 +93,56 @@ expect_status 1 fsck.atomic4 -fy vol.img
 named_again
 expect_ok atomic4ctl -d vol.img read "/.atomic4.$plain" --offset 0 --length 12K
 cmp plain "$OUT"
+
+# --- the flag that says extents ------------------------------------------------------------------------------------
+# What is taken for block numbers without it are anybody's blocks, on a volume that has so many.
+pattern old 16K >new
+flags_of() { debugfs -R "stat $2" "$1" 2>/dev/null | sed -n 's/.*Flags: 0x\([0-9a-f]*\).*/\1/p'; }
+mapped_as_before() {
+    is "$(atomic4ctl --json -d vol.img map /db | jq -c .runs)" "$runs"
+    expect_ok atomic4ctl -d vol.img read /db --offset 0 --length "$1"
+    cmp "$2" "$OUT"
+    check_clean vol.img
+    e2fsck_clean vol.img
+    expect_ok fsck.atomic4 -fp vol.img
+}
+for options in "-O metadata_csum" "-O ^metadata_csum"; do
+    for depth in 0 1; do
+        rm -f sound.img
+        truncate -s 200M sound.img
+        # shellcheck disable=SC2086
+        expect_ok mkfs.atomic4 -q -b 1024 $options sound.img
+        expect_ok atomic4ctl -d sound.img prealloc /db --size 16K --unit 16K
+        rm -f data_db
+        for i in $(seq 0 $((depth * 5))); do  # extents with holes between
+            expect_ok atomic4ctl -d sound.img write /db --offset $((i * 32))K --plain --from new
+            dd if=new of=data_db bs=32K seek="$i" conv=notrunc status=none
+        done
+        runs=$(atomic4ctl --json -d sound.img map /db | jq -c .runs)
+        is "$(debugfs -R 'ex /db' sound.img 2>/dev/null | sed -n 's,^ *[0-9]*/ *\([0-9]*\) .*,\1,p' | sort -u)" $depth
+        size=$(wc -c <data_db)
+        for mode in -fp -fy; do
+            copy_image sound.img vol.img
+            debug vol.img "sif /db flags $((16#$(flags_of vol.img /db) & ~16#80000))"
+            expect_fail 1 'it has an extent tree, but not the flag for it: the volume needs e2fsck' \
+                atomic4ctl -d vol.img adopt /db --unit 16K
+            changes_nothing vol.img fsck.atomic4 -fn vol.img
+            is $((STATUS & 4)) 4  # e2fsck -n, which leaves it as it is, may give up then
+            expect_status 1 fsck.atomic4 $mode vol.img
+            out_has "#16 /db: an atomic inode's mapping can't be read: inode [0-9]+: it has an extent tree"
+            mapped_as_before "$size" data_db
+        done
+        # The log's: what it holds isn't given up for that.
+        copy_image sound.img vol.img
+        for field in "mnt_count 5" "mtime 20260102030405"; do debug vol.img "ssv $field"; done
+        pattern newer 16K >newest
+        leave_record vol.img /db newest
+        log=$(inode_of sound.img /.atomic4/log)
+        debug_live vol.img "sif <$log> flags $((16#$(flags_of sound.img "<$log>") & ~16#80000))"
+        expect_status 4 fsck.atomic4 -fp vol.img
+        expect_status 1 fsck.atomic4 -fy vol.img
+        cp data_db newer
+        dd if=newest of=newer conv=notrunc status=none
+        mapped_as_before "$size" newer
+    done
+done
