@@ -6,6 +6,7 @@
 
 #include "base/text.h"
 #include "ext4/bitmap_rebuild.h"
+#include "ext4/checksums_ignored.h"
 #include "ext4/errcode.h"
 #include "ext4/format.h"
 #include "ext4/transaction.h"
@@ -295,6 +296,7 @@ class Repairs {
 
     // A regular file with a link, as it was: how many it has is e2fsck's.
     Result<> make_a_file(ext2_ino_t number) {
+        const ChecksumsIgnored ignored(volume_.fs());  // that may be all that is wrong with it
         return change_inode(number, [](ext2_inode& inode) {
             inode.i_mode = static_cast<uint16_t>(LINUX_S_IFREG | (inode.i_mode & 07777));
             if (inode.i_links_count == 0) inode.i_links_count = 1;

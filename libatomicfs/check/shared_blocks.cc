@@ -210,12 +210,13 @@ bool has_wrong_type(ext2_filsys fs, ext2_ino_t number, const ext2_inode& inode) 
     return !LINUX_S_ISREG(inode.i_mode) || number == EXT2_ROOT_INO || is_volumes_own(fs, number);
 }
 
-// With the journal its deletion would be known.
-bool has_lost_its_links(Volume& volume, ext2_ino_t number, const ext2_inode& inode,
+// With the journal its deletion would be known; or by the checksum.
+bool has_lost_its_links(Volume& volume, const ClaimingInode& of,
                         const std::set<ext2_ino_t>& orphans) {
-    return inode.i_links_count == 0 && LINUX_S_ISREG(inode.i_mode) &&
-           number >= EXT2_FIRST_INODE(volume.fs()->super) &&
-           ext2fs_has_feature_journal(volume.fs()->super) && !orphans.contains(number);
+    ext2_super_block* super = volume.fs()->super;
+    return of.checksum_ok && of.inode.i_links_count == 0 && LINUX_S_ISREG(of.inode.i_mode) &&
+           of.number >= EXT2_FIRST_INODE(super) && !orphans.contains(of.number) &&
+           (of.was_atomic_file || ext2fs_has_feature_journal(super) != 0);
 }
 
 }  // namespace
@@ -241,8 +242,8 @@ Result<SharingReport> find_shared_blocks(Volume& volume, InodeClaims& claims,
     A4_CHECK(claims.for_each([&](const ClaimingInode& inode) {
         if (has_wrong_type(volume.fs(), inode.number, inode.inode))
             report.wrong_type.push_back(inode.number);
-        if (inode.checksum_ok && has_lost_its_links(volume, inode.number, inode.inode, orphans))
-            report.no_links.push_back(inode.number);
+        if (inode.was_atomic_file) report.were_atomic.insert(inode.number);
+        if (has_lost_its_links(volume, inode, orphans)) report.no_links.push_back(inode.number);
         sharing.look_at(inode);
     }));
     report.shared = sharing.take();

@@ -34,6 +34,8 @@ struct SharingReport {
     std::vector<SharedBlocks> shared;
     // With the atomic flag, but not what can be an atomic file.
     std::vector<ext2_ino_t> wrong_type;
+    // Those of them that have been one, by their checksums.
+    std::set<ext2_ino_t> were_atomic;
     // With the flag, but without a link, although nobody has deleted it.
     std::vector<ext2_ino_t> no_links;
 };

@@ -182,9 +182,10 @@ class Checker {
                             more, shared.atomic ? "" : "atomic ", shared.stays));
         }
         for (const ext2_ino_t number : sharing.wrong_type) {
-            add(A4_TRY(was_an_atomic_file(number)) ? FindingId::WrongType
-                                                   : FindingId::MisplacedFlag,
-                number, fmt::format("inode {}", number));
+            const bool was =
+                sharing.were_atomic.contains(number) || A4_TRY(was_an_atomic_file(number));
+            add(was ? FindingId::WrongType : FindingId::MisplacedFlag, number,
+                fmt::format("inode {}", number));
         }
         for (const ext2_ino_t number : sharing.no_links)
             add(FindingId::NoLinks, number, fmt::format("inode {}", number));

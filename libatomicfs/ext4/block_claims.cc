@@ -158,6 +158,22 @@ bool checksum_is_right(ext2_filsys fs, ext2_ino_t number, std::vector<std::byte>
     return has_high ? sum == (uint32_t{high} << 16 | low) : (sum & 0xffff) == low;
 }
 
+// With a right checksum, if only its type is wrong, and a bit of its link count.
+bool is_damaged_atomic_file(ext2_filsys fs, ext2_ino_t number, std::vector<std::byte> raw) {
+    ext2_inode inode{};
+    std::memcpy(&inode, raw.data(), sizeof inode);
+    if ((inode.i_flags & kInodeFlagAtomic) == 0 || inode.i_dtime != 0) return false;
+    inode.i_mode = static_cast<uint16_t>(LINUX_S_IFREG | (inode.i_mode & 07777));
+    const bool gone = inode.i_links_count == 0;
+    for (uint32_t links = gone ? 1 : inode.i_links_count; links <= EXT2_LINK_MAX; links *= 2) {
+        inode.i_links_count = static_cast<uint16_t>(links);
+        std::memcpy(raw.data(), &inode, sizeof inode);
+        if (checksum_is_right(fs, number, raw)) return true;
+        if (!gone) return false;
+    }
+    return false;
+}
+
 bool is_all_zero(std::span<const std::byte> bytes) {
     return std::ranges::all_of(bytes, [](std::byte byte) { return byte == std::byte{0}; });
 }
@@ -249,7 +265,11 @@ Result<> for_each_claiming_inode(Volume& volume, const OnInode& visit, const OnG
         std::memcpy(&inode, full.data(), sizeof inode);
         // One that was never used has none.
         claiming.checksum_ok = checksum_is_right(fs, claiming.number, full) || is_all_zero(full);
-        const bool used = in_use(fs, claiming.number, inode, claiming.checksum_ok);
+        claiming.was_atomic_file =
+            !claiming.checksum_ok && is_damaged_atomic_file(fs, claiming.number, full);
+        claiming.checksum_ok = claiming.checksum_ok || claiming.was_atomic_file;
+        const bool used =
+            claiming.was_atomic_file || in_use(fs, claiming.number, inode, claiming.checksum_ok);
         claiming.claims.clear();
         claiming.readable = true;
         if (used) {
@@ -273,7 +293,8 @@ bool InodeClaims::keep(const ClaimingInode& inode) {
     }
     claims_.insert(claims_.end(), inode.claims.begin(), inode.claims.end());
     kept_.push_back({inode.number, inode.inode.i_flags, inode.inode.i_mode,
-                     inode.inode.i_links_count, inode.readable, inode.checksum_ok, claims_.size()});
+                     inode.inode.i_links_count, inode.readable, inode.checksum_ok,
+                     inode.was_atomic_file, claims_.size()});
     return true;
 }
 
@@ -300,6 +321,7 @@ Result<> InodeClaims::for_each(const OnInode& visit, const OnGroup& done) {
         inode.i_links_count = kept.links;
         claiming.readable = kept.readable;
         claiming.checksum_ok = kept.checksum_ok;
+        claiming.was_atomic_file = kept.was_atomic_file;
         claiming.claims.assign(claims_.begin() + static_cast<std::ptrdiff_t>(begin),
                                claims_.begin() + static_cast<std::ptrdiff_t>(kept.end));
         begin = kept.end;

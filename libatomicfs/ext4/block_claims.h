@@ -32,8 +32,10 @@ struct ClaimingInode {
     const ext2_inode& inode;
     std::vector<BlockClaim> claims;
     bool readable = true;     // to its end
-    bool checksum_ok = true;  // of the inode itself
-    bool unit = false;        // the unit's attribute is in the inode, or seems to be
+    bool checksum_ok = true;  // of the inode itself, or of the file that it was:
+    // An atomic one, but its mode or its link count isn't what it was when its checksum was made.
+    bool was_atomic_file = false;
+    bool unit = false;  // the unit's attribute is in the inode, or seems to be
 };
 
 // The descriptor calls more inodes never used than it counts as free. Whoever believes it doesn't
@@ -64,6 +66,7 @@ class InodeClaims {
         uint16_t links;
         bool readable;
         bool checksum_ok;
+        bool was_atomic_file;
         size_t end;  // of its claims
     };
     bool keep(const ClaimingInode& inode);
