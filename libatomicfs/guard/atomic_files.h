@@ -9,9 +9,14 @@ namespace atomic4 {
 // isn't sound can't be protected as it is.
 Result<ProtectedSet> protect_atomic_files(Volume& volume);
 
+// Layout: its inode or its mapping are others. Unit: only that is gone, with xattrs that were
+// damaged, say.
+enum class Lost { Layout, Unit };
+
 struct FileChange {
     size_t file = 0;   // index in the set
     std::string text;  // "/db (inode 15): its block 16 has moved from 4096 to 9000"
+    Lost lost = Lost::Layout;
 };
 
 // What is no longer as it was. The volume may be in any state that can be opened
@@ -21,7 +26,8 @@ Result<std::vector<FileChange>> changes_in(Volume& volume, const ProtectedSet& s
 // Gives files their inodes and extent trees back, as they were copied; their data is where it was.
 // Links and counts are as they were, too, and the bitmaps have the blocks again: the rest (the
 // inode's own bit, the number of its names, a name in lost+found) is e2fsck's, which has to run
-// after this: the volume is marked so first. Opened for writing (VolumeOptions::damaged_too).
+// after this: the volume is marked so first. A file that lost its unit only gets that, among what
+// xattrs it has now. Opened for writing (VolumeOptions::damaged_too).
 Result<> put_back(Volume& volume, const ProtectedSet& set, const std::vector<FileChange>& changes);
 
 }  // namespace atomic4

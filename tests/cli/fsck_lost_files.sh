@@ -176,3 +176,19 @@ for options in "-O metadata_csum" "-O ^metadata_csum"; do
         mapped_as_before "$size" newer
     done
 done
+
+# --- xattrs that only e2fsck has something against ---------------------------------------------------------------
+# It clears them all, and with them the unit.
+rm -f vol.img
+truncate -s 32M vol.img
+expect_ok mkfs.atomic4 -q -b 1024 -I 128 -O ^metadata_csum vol.img
+expect_ok atomic4ctl -d vol.img prealloc /db --size 64K --unit 16K
+debug vol.img "ea_set /db user.name value"
+runs=$(atomic4ctl --json -d vol.img map /db | jq -c .runs)
+head -c 64K /dev/zero >zeros
+block=$(debugfs -R "stat /db" vol.img 2>/dev/null | sed -n 's/^File ACL: *\([0-9]*\).*/\1/p')
+slice vol.img $((block * 1024 + 32 + 16)) 4 | cmp - <(printf name)
+patch vol.img $((block * 1024 + 32 + 12)) <(printf '\0\0\0\0')  # its hash
+expect_status 1 fsck.atomic4 -fy vol.img
+out_has '/db \(inode [0-9]+\): has lost its unit: it gets it back'
+mapped_as_before 64K zeros

@@ -10,6 +10,7 @@
 #include "ext4/format.h"
 #include "ext4/path.h"
 #include "ext4/transaction.h"
+#include "ext4/xattr.h"
 #include "guard/atomic_files.h"
 #include "guard/rehearsal_device.h"
 #include "support/bytes.h"
@@ -223,6 +224,29 @@ TEST_F(GuardedDeviceTest, PuttingBack) {
     must(memory_.write(ByteOffset(0), repaired));
     EXPECT_THAT(changes(), IsEmpty());
     with_volume([&](Volume& volume) { EXPECT_EQ(must(lookup(volume, "/db")), number_); });
+}
+
+// With the xattrs that it has now: those before may have been what was wrong.
+TEST_F(GuardedDeviceTest, PuttingBackOnlyTheUnit) {
+    with_volume([&](Volume& volume) {
+        Transaction transaction(volume);
+        must(write_xattr(volume.fs(), number_, kUnitXattr, std::nullopt));
+        must(write_xattr(volume.fs(), number_, "user.other", "new"));
+        must(transaction.commit());
+    });
+    ASSERT_THAT(changes(), ElementsAre(HasSubstr("has lost its unit")));
+    with_volume([&](Volume& volume) {
+        const auto changes = must(changes_in(volume, set_));
+        ASSERT_EQ(changes.size(), 1u);
+        EXPECT_EQ(changes.front().lost, Lost::Unit);
+        must(put_back(volume, set_, changes));
+        EXPECT_EQ(must(read_xattr(volume.fs(), number_, "user.other")), "new");
+        EXPECT_NE(volume.fs()->super->s_state & EXT2_ERROR_FS, 0);
+    });
+    EXPECT_THAT(changes(), IsEmpty());
+    Image checked;
+    EXPECT_LE(e2fsck(memory_.contents(), {"-fy"}, &checked).status, 1);
+    EXPECT_EQ(fsck_complaints(checked), "");
 }
 
 }  // namespace

@@ -23,6 +23,7 @@ class E2fsckRuns {
     Result<> find();
     // From now on by this copy of the superblock, and the descriptors behind it.
     void go_by(const SuperblockPlace& copy);
+    bool goes_by_copy() const { return goes_by_copy_; }
     // Records are live since this session began, although the primary superblock may not say so.
     void records_are_live(const std::optional<SessionStamp>& since) { live_since_ = since; }
     // The primary says all that again.
@@ -54,6 +55,7 @@ class E2fsckRuns {
     std::string program_;
     std::optional<SessionStamp> live_since_;
     std::optional<Refusal> refusal_;
+    bool goes_by_copy_ = false;
     bool wrote_ = false;  // in its last run
     int status_ = 0;
 };

@@ -378,12 +378,13 @@ class Fsck {
             session_.stop_if_told();
             return found;
         }));
-        if (session_.ended() || !check_.was_put_back()) return {};
-        // Names and counts of what was put back.
-        const GuardedExit exit = A4_TRY(runs_.check(set));
-        if (!exit.refused) runs_.take(exit);
-        const bool again = A4_TRY(check_.put_back(set));
-        if (exit.refused || again) session_.end(kFsckUncorrected);
+        // Names and counts of what was put back; and it may find fault with the xattrs.
+        for (int runs = 0; !session_.ended() && check_.was_put_back(); ++runs) {
+            const GuardedExit exit = A4_TRY(runs_.check(set));
+            if (!exit.refused) runs_.take(exit);
+            A4_CHECK(check_.put_back(set));
+            if (exit.refused || (runs > 0 && check_.was_put_back())) session_.end(kFsckUncorrected);
+        }
         return {};
     }
 

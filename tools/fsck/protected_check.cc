@@ -29,7 +29,9 @@ Result<ProtectedSet> ProtectedCheck::until_done(const NextSet& next) {
         const bool done = !exit.refused || exit.interrupted;
         if (done) runs_.take(exit);
         // Also after an interruption: what is protected is protected.
-        if (session_.writing()) was_put_back_ = A4_TRY(put_back(set));
+        const bool whole = !exit.refused && !exit.interrupted && exit.signal == 0;
+        // By a copy: until it is done with that, the primary shows other files.
+        if (session_.writing() && (whole || !runs_.goes_by_copy())) A4_CHECK(put_back(set));
         if (done || session_.ended()) return set;
         const bool learned = runs_.refusal() && runs_.refusal()->protection != Protection::Data &&
                              at_fault_.insert(runs_.refusal()->inode).second;
@@ -42,12 +44,15 @@ Result<ProtectedSet> ProtectedCheck::until_done(const NextSet& next) {
     return ProtectedSet();
 }
 
-Result<bool> ProtectedCheck::put_back(const ProtectedSet& set) {
-    if (set.files().empty() || !session_.open(OpenFor::Inspect)) return false;
+Result<> ProtectedCheck::put_back(const ProtectedSet& set) {
+    was_put_back_ = false;
+    if (set.files().empty() || !session_.open(OpenFor::Inspect)) return {};
     const auto changes = A4_TRY(changed_files(session_, set));
-    if (changes.empty()) return false;
+    if (changes.empty()) return {};
     for (const FileChange& change : changes)
-        session_.talk.say(printable(change.text) + ": it gets its blocks back");
+        session_.talk.say(printable(change.text) + (change.lost == Lost::Unit
+                                                        ? ": it gets it back"
+                                                        : ": it gets its blocks back"));
     const auto volume = A4_TRY(session_.open(OpenFor::Write));
     auto done = atomic4::put_back(*volume, set, changes);
     if (!done && done.error().code == EIO) return fail(std::move(done).error());
@@ -55,8 +60,8 @@ Result<bool> ProtectedCheck::put_back(const ProtectedSet& set) {
         session_.talk.say(done.error().message + ": it doesn't get them back");
         session_.end(kFsckUncorrected);
     }
-    session_.corrected = true;
-    return true;
+    session_.corrected = was_put_back_ = true;
+    return {};
 }
 
 }  // namespace atomic4::tools

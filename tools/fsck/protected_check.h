@@ -19,8 +19,9 @@ class ProtectedCheck {
     // seemed sound to us, with leave to put that right; we see to it that the file stays where it
     // was. The set of the last run.
     Result<ProtectedSet> until_done(const NextSet& next);
-    // Protected files that are no longer where they were get their blocks back. Whether any had to.
-    Result<bool> put_back(const ProtectedSet& set);
+    // Protected files that are no longer where they were get their blocks back, and what lost its
+    // unit that; e2fsck has to see to the rest.
+    Result<> put_back(const ProtectedSet& set);
 
     bool has_run() const { return has_run_; }
     // After the last run.
