@@ -195,8 +195,8 @@ class Repairs {
             out_.changed = changed_ = true;
             return true;
         }
-        const int code = done.error().code;
-        if (code == EIO || !volume_.usable()) return fail(std::move(done).error());
+        failed_with_ = done.error().code;
+        if (failed_with_ == EIO || !volume_.usable()) return fail(std::move(done).error());
         talk_.say(fmt::format("inode {}: {}", number, done.error().message));
         return false;
     }
@@ -229,6 +229,11 @@ class Repairs {
         }));
         proved_ = false;
         if (adopted) return {};
+        // e2fsck may put right what stands in the way.
+        if (failed_with_ == EUCLEAN && round_ == RepairRound::First) {
+            out_.later = true;
+            return {};
+        }
         if (mode_ == FsckMode::Preen) {
             out_.left = true;
             return {};
@@ -247,6 +252,7 @@ class Repairs {
         const auto file = read_file(volume_, number);
         A4_CHECK(prove_bitmaps());
         auto released = release_if_atomic(volume_, number);
+        proved_ = false;  // a block of xattrs may be free now
         Result<> done;
         if (!released) done = fail(std::move(released).error());
         if (!A4_TRY(possible(std::move(done), number))) {
@@ -319,6 +325,7 @@ class Repairs {
     bool proved_ = false;
     bool gate_written_ = false;
     bool log_tried_ = false;
+    int failed_with_ = 0;  // the last repair that was not possible
 };
 
 }  // namespace

@@ -192,3 +192,19 @@ patch vol.img $((block * 1024 + 32 + 12)) <(printf '\0\0\0\0')  # its hash
 expect_status 1 fsck.atomic4 -fy vol.img
 out_has '/db \(inode [0-9]+\): has lost its unit: it gets it back'
 mapped_as_before 64K zeros
+
+# --- a layout that can be put right only when e2fsck has been there ------------------------------------------------
+for mode in -fp -fy; do
+    rm -f vol.img
+    truncate -s 32M vol.img
+    expect_ok mkfs.atomic4 -q -b 1024 vol.img
+    expect_ok atomic4ctl -d vol.img prealloc /db --size 64K --unit 16K
+    debug vol.img "ea_set /db trusted.atomic4.unit 65536"
+    debug vol.img "sif /db blocks 2"
+    capture fsck.atomic4 $mode vol.img
+    is "$STATUS" 1
+    out_lacks released
+    runs=$(atomic4ctl --json -d vol.img map /db | jq -c .runs)
+    is "$(atomic4ctl --json -d vol.img map /db | jq .unit)" 65536
+    mapped_as_before 64K zeros
+done
