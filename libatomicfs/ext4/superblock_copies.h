@@ -58,7 +58,7 @@ struct FoundSuperblock {
 };
 // Where the primary is no help: what stands at `told` (of any block size, if that is 0), and where
 // mke2fs puts the first copies by default. Only what says of itself that it lies there, and has a
-// right checksum, if any.
+// right checksum, if any; what can't be read is none.
 Result<std::vector<FoundSuperblock>> find_backup_superblocks(
     Device& device, const std::optional<SuperblockPlace>& told);
 

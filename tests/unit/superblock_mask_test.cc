@@ -11,6 +11,7 @@
 #include "ext4/format.h"
 #include "support/bytes.h"
 #include "support/command.h"
+#include "support/fault_device.h"
 #include "support/image.h"
 #include "support/results.h"
 #include "unit/volume_fixture.h"
@@ -105,6 +106,25 @@ TEST_P(SuperblockMaskTest, ShowsEveryCopyWithoutTheBits) {
     Image piece(8);
     must(mask_->read(ByteOffset(kPrimary + offsetof(ext2_super_block, s_feature_compat)), piece));
     EXPECT_EQ(std::memcmp(piece.data(), all.data() + kPrimary + 0x5c, piece.size()), 0);
+}
+
+// Where a first copy may lie there are mostly other things, and some can perhaps not be read.
+TEST_P(SuperblockMaskTest, LearnsWhereCopiesAreAlthoughSomethingCantBeRead) {
+    FaultDevice failing(memory_);
+    must(SuperblockMask::make(failing));
+    const uint64_t reads = failing.calls();
+    ASSERT_GT(reads, 1u);
+    for (uint64_t nth = 1; nth < reads; ++nth) {  // the first one is the primary
+        failing.reset();
+        failing.fail_at(nth, EIO, false);
+        mask_ = must(SuperblockMask::make(failing));
+        EXPECT_TRUE(failing.fired());
+        for (const uint64_t at : GetParam().copies)
+            EXPECT_FALSE(has_our_bits(shown(at))) << "at " << at << ", read " << nth;
+    }
+    failing.reset();
+    failing.fail_at(0, EIO, false);
+    EXPECT_EQ(code_of(SuperblockMask::make(failing)), EIO);
 }
 
 // libext2fs writes changed 16-bit words, the checksum last (F5).

@@ -58,7 +58,7 @@ class Fsck {
         // Before anything is changed; for those who only look it goes on beside.
         if (session_.writing()) A4_CHECK(runs_.find());
         A4_CHECK(is_supported());
-        if (session_.writing()) write_repaired_superblock();
+        if (session_.writing()) A4_CHECK(write_repaired_superblock());
         const bool misleads = A4_TRY(primary_misleads());
         if (!misleads) A4_CHECK(replay_journal());
         if (session_.ended()) return {};
@@ -124,15 +124,18 @@ class Fsck {
     }
 
     // A primary superblock that is known from its copies: e2fsck doesn't see it like that.
-    void write_repaired_superblock() {
-        {
+    Result<> write_repaired_superblock() {
+        const auto is_right = [&] {
             const auto looked = session_.open(OpenFor::Inspect);
-            if (!looked || (*looked)->notices().empty()) return;
-        }
-        // Whatever else it is refused for.
-        (void)session_.open(OpenFor::Write);
+            return !looked || (*looked)->notices().empty();
+        };
+        if (is_right()) return {};
+        // It may be refused for something else.
+        auto opened = session_.open(OpenFor::Write);
+        if (!opened && !is_right()) return fail(std::move(opened).error());
         session_.talk.say("the superblock had a bad checksum, and agrees with a copy: repaired");
         session_.corrected = true;
+        return {};
     }
 
     // --- (1) the ext4 journal --------------------------------------------------------------------

@@ -25,14 +25,19 @@ Result<std::unique_ptr<Volume>> FsckSession::open_by_copy(SuperblockPlace& place
                     {ext2fs_group_first_block2(fs, copy.group), (*volume)->block_size()});
         }
     }
+    std::optional<Error> unreadable;
     for (const SuperblockPlace& there : places) {
         VolumeOptions options = options_for(OpenFor::Inspect);
         options.superblock = there;
         auto volume = Volume::open(lent(looking_), options);
-        if (!volume) continue;
-        place = there;
-        return volume;
+        if (volume) {
+            place = there;
+            return volume;
+        }
+        if (volume.error().code == EIO) unreadable = volume.error();
     }
+    // What can't be read doesn't mean that there is none.
+    if (unreadable) return fail(*std::move(unreadable));
     return nullptr;
 }
 
