@@ -2,7 +2,9 @@
 // stays, and when the device works again the next run brings the volume back.
 #include <cerrno>
 #include <cstdlib>
+#include <cstring>
 
+#include "device/forwarding_device.h"
 #include "support/fault_device.h"
 #include "support/fsck_run.h"
 #include "support/privileged.h"
@@ -77,6 +79,41 @@ TEST_P(FsckFaults, AtAnyMoment) {
 
 INSTANTIATE_TEST_SUITE_P(Faults, FsckFaults, testing::ValuesIn(kFaults),
                          [](const auto& info) { return info.param.name; });
+
+// A sector that nobody can read.
+class BadSector final : public ForwardingDevice {
+  public:
+    BadSector(Device& below, uint64_t at) : ForwardingDevice(below), at_(at) {}
+    Result<> read(ByteOffset offset, std::span<std::byte> into) override {
+        if (offset.value() < at_ + 512 && at_ < offset.value() + into.size())
+            return fail(EIO, "bad sector at {}", at_);
+        return below_.read(offset, into);
+    }
+
+  private:
+    uint64_t at_;
+};
+
+// That a copy of the superblock can't be read doesn't mean that the volume has none: nothing is
+// done, rather than without protection.
+TEST(FsckBadSector, UnderACopyOfTheSuperblock) {
+    A4_REQUIRE_ROOT();
+    for (const uint64_t block_size : {1024, 4096}) {
+        const DirtyVolume dirty = make_dirty_volume(block_size);
+        ext2_super_block super{};
+        std::memcpy(&super, dirty.image.data() + SUPERBLOCK_OFFSET, sizeof super);
+        const uint64_t copy =
+            (uint64_t{super.s_first_data_block} + super.s_blocks_per_group) * block_size;
+        ASSERT_LT(copy, dirty.image.size());
+        Image image = dirty.image;
+        ImageDevice memory(image);
+        BadSector device(memory, copy);
+        const FsckRun run = run_fsck(device, FsckMode::Yes);
+        EXPECT_EQ(run.status, tools::kFsckOperational) << run.output;
+        EXPECT_NE(run.output.find("bad sector at"), std::string::npos) << run.output;
+        EXPECT_EQ(image, dirty.image) << run.output;
+    }
+}
 
 }  // namespace
 }  // namespace atomic4::test

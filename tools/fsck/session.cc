@@ -13,11 +13,14 @@ Result<std::unique_ptr<Volume>> FsckSession::open(OpenFor purpose) {
 
 Result<std::unique_ptr<Volume>> FsckSession::open_by_copy(SuperblockPlace& place) {
     std::vector<SuperblockPlace> places;
+    std::optional<Error> unreadable;
     for (const FoundSuperblock& copy :
          A4_TRY(find_backup_superblocks(looking_, told_copy(command))))
         places.push_back(copy.place);
     // Where the primary says, if it can be read.
-    if (const auto volume = open(OpenFor::Inspect)) {
+    if (const auto volume = open(OpenFor::Inspect); !volume) {
+        if (volume.error().code == EIO) unreadable = volume.error();
+    } else {
         ext2_filsys fs = (*volume)->fs();
         for (const BackupSuperblock& copy : (*volume)->backups()) {
             if (copy.valid)
@@ -25,7 +28,6 @@ Result<std::unique_ptr<Volume>> FsckSession::open_by_copy(SuperblockPlace& place
                     {ext2fs_group_first_block2(fs, copy.group), (*volume)->block_size()});
         }
     }
-    std::optional<Error> unreadable;
     for (const SuperblockPlace& there : places) {
         VolumeOptions options = options_for(OpenFor::Inspect);
         options.superblock = there;
