@@ -86,22 +86,21 @@ Pblk xattr_block_of(Volume& volume, const ProtectedFile& file) {
     return Pblk(possible ? block : 0);
 }
 
-// What some inodes had before they changed.
+// What some files had before they changed.
 struct Had {
     std::set<ext2_ino_t> owners;
     std::vector<PblkRun> blocks;  // ascending, apart
     std::set<Pblk> xattr_blocks;  // among them; others may have them, too
 };
 
-Had had_before(Volume& volume, const ProtectedSet& set, const std::vector<FileChange>& changes) {
+Had had_before(Volume& volume, const ProtectedSet& set,
+               const std::vector<const ProtectedFile*>& files) {
     Had had;
-    for (const FileChange& change : changes) {
-        if (change.lost != Lost::Layout) continue;
-        const ProtectedFile& file = set.files()[change.file];
-        const std::vector<PblkRun> its = runs_of(file);
+    for (const ProtectedFile* file : files) {
+        const std::vector<PblkRun> its = runs_of(*file);
         had.blocks.insert(had.blocks.end(), its.begin(), its.end());
-        had.owners.insert(file.number);
-        if (const Pblk xattrs = xattr_block_of(volume, file); xattrs != Pblk(0))
+        had.owners.insert(file->number);
+        if (const Pblk xattrs = xattr_block_of(volume, *file); xattrs != Pblk(0))
             had.xattr_blocks.insert(xattrs);
     }
     // What lies among a file's data is that file's.
@@ -139,6 +138,31 @@ Result<std::map<ext2_ino_t, std::vector<BlockClaim>>> claimed_by_others(Volume& 
         }
     }));
     return theirs;
+}
+
+// Their trees, then the inodes that lead there. The blocks are theirs.
+Result<> write_back(Device& device, const std::vector<const ProtectedFile*>& files) {
+    for (const ProtectedFile* file : files) {
+        for (const ProtectedFile::Node& node : file->nodes) {
+            const ByteOffset at(node.block.value() * node.contents.size());
+            A4_CHECK(device.write(at, node.contents).context(file->path));
+        }
+    }
+    A4_CHECK(device.flush());
+    for (const ProtectedFile* file : files)
+        A4_CHECK(device.write(file->inode_at, file->inode).context(file->path));
+    return device.flush();
+}
+
+// In place, where there is no block for a copy of its block of xattrs; the old one is e2fsck's.
+Result<> give_unit(Volume& volume, const ProtectedFile& file) {
+    const auto state = read_file(volume, file.number);
+    if (!state || !file.unit || state->unit == file.unit) return {};
+    Transaction transaction(volume);
+    auto moved = move_xattr_block(volume, file.number);
+    if (!moved && !nothing_to_be_had(moved.error())) return fail(std::move(moved).error());
+    A4_CHECK(write_xattr(volume.fs(), file.number, kUnitXattr, fmt::format("{}", *file.unit)));
+    return transaction.commit();
 }
 
 }  // namespace
@@ -179,42 +203,41 @@ Result<std::vector<FileChange>> changes_in(Volume& volume, const ProtectedSet& s
 }
 
 Result<> put_back(Volume& volume, const ProtectedSet& set, const std::vector<FileChange>& changes) {
-    ext2_filsys fs = volume.fs();
-    Device& device = volume.device();
-    const Had had = had_before(volume, set, changes);
+    std::vector<const ProtectedFile*> files;
+    for (const FileChange& change : changes) {
+        if (change.lost == Lost::Layout) files.push_back(&set.files()[change.file]);
+    }
+    const Had had = had_before(volume, set, files);
     // Whoever is interrupted here leaves a volume that has to be checked.
     A4_CHECK(volume.mark_for_checking());
     // No inode points at what the bitmaps call free, not even between two writes.
     A4_CHECK(prove_all_bitmaps(volume, Unclaimed::StaysUsed, had.blocks));
-    if (!had.owners.empty()) {
+    if (!files.empty()) {
         for (const auto& [number, parts] : A4_TRY(claimed_by_others(volume, had)))
             A4_CHECK(move_blocks(volume, number, parts, Blocks(1)));
+        A4_CHECK(write_back(volume.device(), files));
+        ext2fs_flush_icache(volume.fs());
     }
-    const auto for_each_lost = [&](auto f) -> Result<> {
-        for (const FileChange& change : changes) {
-            const ProtectedFile& file = set.files()[change.file];
-            if (change.lost == Lost::Layout) A4_CHECK(f(file).context(file.path));
-        }
-        return device.flush();
-    };
-    A4_CHECK(for_each_lost([&](const ProtectedFile& file) -> Result<> {
-        for (const ProtectedFile::Node& node : file.nodes)
-            A4_CHECK(device.write(ByteOffset(node.block.value() * fs->blocksize), node.contents));
-        return {};
-    }));
-    A4_CHECK(for_each_lost(
-        [&](const ProtectedFile& file) { return device.write(file.inode_at, file.inode); }));
-    ext2fs_flush_icache(fs);
+    Result<> all;
     for (const FileChange& change : changes) {
-        const ProtectedFile& file = set.files()[change.file];
-        const auto state = read_file(volume, file.number);
-        if (!state || !file.unit || state->unit == file.unit) continue;
-        Transaction transaction(volume);
-        A4_CHECK(move_xattr_block(volume, file.number));  // the old one is e2fsck's
-        A4_CHECK(write_xattr(fs, file.number, kUnitXattr, fmt::format("{}", *file.unit)));
-        A4_CHECK(transaction.commit());
+        auto given = give_unit(volume, set.files()[change.file]);
+        if (!given && all) all = std::move(given);
     }
-    return {};
+    return all;
+}
+
+Result<> put_back_inodes(Volume& seen, Device& device, const ProtectedSet& set,
+                         const std::set<ext2_ino_t>& numbers) {
+    std::vector<const ProtectedFile*> files;
+    for (const ProtectedFile& file : set.files()) {
+        if (numbers.contains(file.number)) files.push_back(&file);
+    }
+    for (const auto& [number, parts] :
+         A4_TRY(claimed_by_others(seen, had_before(seen, set, files)))) {
+        return fail(EUCLEAN, "block {} has come to inode {} meanwhile", parts.front().run.start,
+                    number);
+    }
+    return write_back(device, files);
 }
 
 }  // namespace atomic4

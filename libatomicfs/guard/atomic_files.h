@@ -1,6 +1,8 @@
 // All atomic files of a volume, copied before somebody else works on it, and compared afterwards.
 #pragma once
 
+#include <set>
+
 #include "guard/protected_set.h"
 
 namespace atomic4 {
@@ -29,5 +31,11 @@ Result<std::vector<FileChange>> changes_in(Volume& volume, const ProtectedSet& s
 // after this: the volume is marked so first. A file that lost its unit only gets that, among what
 // xattrs it has now. Opened for writing (VolumeOptions::damaged_too).
 Result<> put_back(Volume& volume, const ProtectedSet& set, const std::vector<FileChange>& changes);
+
+// Only the inodes and trees of these files, where the volume can't be opened for writing, since its
+// primary superblock leads elsewhere: `seen` is opened by a copy of that, and only looked at. The
+// bitmaps are left to e2fsck. EUCLEAN: others have their blocks; nothing is written.
+Result<> put_back_inodes(Volume& seen, Device& device, const ProtectedSet& set,
+                         const std::set<ext2_ino_t>& numbers);
 
 }  // namespace atomic4

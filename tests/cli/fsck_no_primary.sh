@@ -177,6 +177,44 @@ out_has '#19 /high: an inode claims blocks of an atomic file, too'
 out_has 'Group descriptor 0 has invalid unused inodes count 2048'
 repaired data
 
+# --- e2fsck is ended while it goes by the copy -----------------------------------------------------------------
+# What it had leave to change is as it was; the primary, which shows something else, isn't gone by. The first run of
+# this one wants to change the inode of /db, the next ones clear it, and go on to its data.
+mkdir tools
+cat >tools/e2fsck <<END
+#!/bin/sh
+real=$(command -v e2fsck)
+[ "\$1" != -V ] || exec "\$real" -V
+for device; do
+    case \$device in *journal_only* | -n | -*n*) exec "\$real" "\$@" ;; esac
+done
+echo run >>"$T/runs"
+put() { dd if=/dev/zero of="\$device" bs=1 seek="\$1" count="\$2" conv=notrunc 2>/dev/null; }
+read -r inode data <"$T/places"
+[ \$(wc -l <"$T/runs") != 1 ] || put \$((inode + 32)) 4
+put "\$inode" 128
+put "\$data" 1024
+END
+chmod +x tools/e2fsck
+for by in "" "-b 8193 -B 1024"; do
+    volume -b 1024
+    copy_image sound.img vol.img
+    debugfs -R "imap /db" vol.img 2>/dev/null | sed -n 's/.*located at block \([0-9]*\), offset 0x\([0-9a-f]*\)/\1 \2/p' >place
+    read -r block offset <place
+    inode=$((block * 1024 + 16#$offset))
+    echo "$inode $(jq '.[0].device_offset' <<<"$before")" >places
+    slice vol.img "$inode" 256 >inode
+    debug vol.img "ssv inode_size 128"
+    rm -f runs
+    # shellcheck disable=SC2086
+    expect_status 5 env PATH="$T/tools:$PATH" fsck.atomic4 -fy $by vol.img
+    is "$(wc -l <runs)" 3
+    out_has 'e2fsck wants to change what is protected, whatever is done about it'
+    slice vol.img "$inode" 256 | cmp - inode
+    expect_status 1 fsck.atomic4 -fy vol.img
+    repaired data
+done
+
 # --- no copy at all ------------------------------------------------------------------------------------------------
 # A single group, and a primary whose checksum can't be proved.
 rm vol.img

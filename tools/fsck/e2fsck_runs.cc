@@ -14,12 +14,11 @@ Result<> E2fsckRuns::find() {
 void E2fsckRuns::go_by(const SuperblockPlace& copy) {
     e2fscks_.superblock = std::to_string(copy.block);
     e2fscks_.block_size = std::to_string(copy.block_size.value());
-    goes_by_copy_ = true;
 }
 
 void E2fsckRuns::go_by_primary() {
     e2fscks_ = session_.command;
-    goes_by_copy_ = false;
+    primary_misleads_ = false;
     live_since_.reset();
 }
 

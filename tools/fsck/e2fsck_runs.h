@@ -23,7 +23,9 @@ class E2fsckRuns {
     Result<> find();
     // From now on by this copy of the superblock, and the descriptors behind it.
     void go_by(const SuperblockPlace& copy);
-    bool goes_by_copy() const { return goes_by_copy_; }
+    // The primary opens, but shows another volume than the copy that e2fsck goes by.
+    void the_primary_misleads() { primary_misleads_ = true; }
+    bool primary_misleads() const { return primary_misleads_; }
     // Records are live since this session began, although the primary superblock may not say so.
     void records_are_live(const std::optional<SessionStamp>& since) { live_since_ = since; }
     // The primary says all that again.
@@ -55,7 +57,7 @@ class E2fsckRuns {
     std::string program_;
     std::optional<SessionStamp> live_since_;
     std::optional<Refusal> refusal_;
-    bool goes_by_copy_ = false;
+    bool primary_misleads_ = false;
     bool wrote_ = false;  // in its last run
     int status_ = 0;
 };

@@ -232,6 +232,8 @@ class Fsck {
         session_.talk.say(fmt::format("{} protected as a copy of the superblock shows them",
                                       counted(set->files().size(), "atomic file")));
         const bool misleads = A4_TRY(primary_misleads());
+        // By the user's -b, too.
+        if (misleads || A4_TRY(descriptors_mislead())) runs_.the_primary_misleads();
         if (!session_.command.superblock) A4_CHECK(choose_superblock(misleads));
         if (session_.writing() &&
             (misleads || !session_.open(OpenFor::Inspect) || needs_recovery())) {

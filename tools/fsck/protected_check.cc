@@ -29,9 +29,17 @@ Result<ProtectedSet> ProtectedCheck::until_done(const NextSet& next) {
         const bool done = !exit.refused || exit.interrupted;
         if (done) runs_.take(exit);
         // Also after an interruption: what is protected is protected.
-        const bool whole = !exit.refused && !exit.interrupted && exit.signal == 0;
-        // By a copy: until it is done with that, the primary shows other files.
-        if (session_.writing() && (whole || !runs_.goes_by_copy())) A4_CHECK(put_back(set));
+        const bool whole = !exit.refused && !exit.interrupted && exit.signal == 0 &&
+                           exit.status < kFsckOperational;
+        // Until e2fsck has made it anew, a primary that misleads shows other files.
+        if (session_.writing()) {
+            const bool by_primary =
+                whole || (!runs_.primary_misleads() && session_.open(OpenFor::Inspect));
+            if (by_primary)
+                A4_CHECK(put_back(set));
+            else
+                A4_CHECK(put_back_by_copy(set));
+        }
         if (done || session_.ended()) return set;
         const bool learned = runs_.refusal() && runs_.refusal()->protection != Protection::Data &&
                              at_fault_.insert(runs_.refusal()->inode).second;
@@ -42,6 +50,25 @@ Result<ProtectedSet> ProtectedCheck::until_done(const NextSet& next) {
         "wrong stays as it is");
     session_.end(kFsckUncorrected);
     return ProtectedSet();
+}
+
+Result<> ProtectedCheck::put_back_by_copy(const ProtectedSet& set) {
+    was_put_back_ = false;
+    if (at_fault_.empty()) return {};  // it had no leave to change any
+    SuperblockPlace place;
+    const auto seen = A4_TRY(session_.open_by_copy(place));
+    Result<> done;
+    if (seen)
+        done = put_back_inodes(*seen, session_.device, set, at_fault_);
+    else
+        done = fail(EUCLEAN, "no copy of the superblock can be opened any more");
+    if (!done && done.error().code == EIO) return done;
+    if (!done) {
+        session_.talk.say(done.error().message + ": inodes that e2fsck changed stay so");
+        session_.end(kFsckUncorrected);
+    }
+    session_.corrected = true;
+    return {};
 }
 
 Result<> ProtectedCheck::put_back(const ProtectedSet& set) {

@@ -23,6 +23,10 @@ class ProtectedCheck {
     // unit that; e2fsck has to see to the rest.
     Result<> put_back(const ProtectedSet& set);
 
+    // While the primary superblock is of no use: the inodes and trees that e2fsck had leave to
+    // change.
+    Result<> put_back_by_copy(const ProtectedSet& set);
+
     bool has_run() const { return has_run_; }
     // After the last run.
     bool was_put_back() const { return was_put_back_; }
