@@ -29,7 +29,8 @@ Result<std::vector<FileChange>> changes_in(Volume& volume, const ProtectedSet& s
 // Links and counts are as they were, too, and the bitmaps have the blocks again: the rest (the
 // inode's own bit, the number of its names, a name in lost+found) is e2fsck's, which has to run
 // after this: the volume is marked so first. A file that lost its unit only gets that, among what
-// xattrs it has now. Opened for writing (VolumeOptions::damaged_too).
+// xattrs it has now. The number of an inode that e2fsck cleared can only have come to a lost+found
+// that it made, and makes again. Opened for writing (VolumeOptions::damaged_too).
 Result<> put_back(Volume& volume, const ProtectedSet& set, const std::vector<FileChange>& changes);
 
 // Only the inodes and trees of these files, where the volume can't be opened for writing, since its

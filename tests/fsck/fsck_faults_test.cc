@@ -80,6 +80,23 @@ TEST_P(FsckFaults, AtAnyMoment) {
 INSTANTIATE_TEST_SUITE_P(Faults, FsckFaults, testing::ValuesIn(kFaults),
                          [](const auto& info) { return info.param.name; });
 
+// What could not be written is not called repaired, and nothing goes on from there.
+TEST(FsckBadSector, UnderThePrimaryWhenItIsToBeRepaired) {
+    A4_REQUIRE_ROOT();
+    Image image = make_dirty_volume(1024).image;
+    image[SUPERBLOCK_OFFSET + offsetof(ext2_super_block, s_checksum)] ^= std::byte{1};
+    const Image before = image;
+    ImageDevice memory(image);
+    FaultDevice device(memory);
+    device.count_only(kWrites);
+    device.fail_at(0, EIO, true);
+    const FsckRun run = run_fsck(device, FsckMode::Yes);
+    ASSERT_TRUE(device.fired());
+    EXPECT_EQ(run.status, tools::kFsckOperational) << run.output;
+    EXPECT_EQ(run.output.find("agrees with a copy: repaired"), std::string::npos) << run.output;
+    EXPECT_EQ(image, before);
+}
+
 // A sector that nobody can read.
 class BadSector final : public ForwardingDevice {
   public:

@@ -249,5 +249,60 @@ TEST_F(GuardedDeviceTest, PuttingBackOnlyTheUnit) {
     EXPECT_EQ(fsck_complaints(checked), "");
 }
 
+// The file has a block of xattrs, and there is none for a copy of it: it is rewritten in place.
+TEST_F(GuardedDeviceTest, TheUnitComesBackOnAFullVolume) {
+    with_volume([&](Volume& volume) {
+        Transaction transaction(volume);
+        must(write_xattr(volume.fs(), number_, "user.large", std::string(300, 'x')));
+        must(transaction.commit());
+    });
+    with_volume([&](Volume& volume) { set_ = must(protect_atomic_files(volume)); });
+    with_volume([&](Volume& volume) {
+        Transaction transaction(volume);
+        must(write_xattr(volume.fs(), number_, kUnitXattr, std::nullopt));
+        for (auto place = volume.allocator().choose_block(Pblk(0)); place;
+             place = volume.allocator().choose_block(*place))
+            must(volume.allocator().take(*place));
+        must(transaction.commit());
+    });
+    with_volume([&](Volume& volume) {
+        ASSERT_EQ(code_of(volume.allocator().choose_block(Pblk(0))), ENOSPC);
+        must(put_back(volume, set_, must(changes_in(volume, set_))));
+        EXPECT_EQ(must(read_xattr(volume.fs(), number_, "user.large")), std::string(300, 'x'));
+    });
+    EXPECT_THAT(changes(), IsEmpty());
+}
+
+// Without the bitmaps, which are e2fsck's; and not over what others have by then.
+TEST_F(GuardedDeviceTest, PuttingInodesBack) {
+    with_volume([&](Volume& volume) {
+        Transaction transaction(volume);
+        must(stage_delete(volume, number_));
+        must(transaction.commit(Transaction::Order::Freeing));
+    });
+    const Image without = memory_.contents();
+    const auto put_inodes_back = [&] {
+        VolumeOptions options;
+        options.purpose = OpenFor::Inspect;
+        MemoryDevice seen(memory_.contents());
+        const auto volume = must(Volume::open(lent(seen), options));
+        return put_back_inodes(*volume, memory_, set_, {number_});
+    };
+    must(put_inodes_back());
+    EXPECT_THAT(changes(), IsEmpty());
+    Image repaired;
+    EXPECT_LE(e2fsck(memory_.contents(), {"-fy"}, &repaired).status, 1);
+    EXPECT_EQ(fsck_complaints(repaired), "");
+
+    must(memory_.write(ByteOffset(0), without));
+    with_volume([&](Volume& volume) {
+        must(create_atomic_file(volume, "/with_its_number", {Bytes(kUnit), Bytes(kUnit)}));
+        must(create_atomic_file(volume, "/other", {Bytes(64 * kUnit), Bytes(kUnit)}));
+    });
+    const Image others = memory_.contents();
+    EXPECT_EQ(code_of(put_inodes_back()), EUCLEAN);
+    EXPECT_EQ(memory_.contents(), others);
+}
+
 }  // namespace
 }  // namespace atomic4::test
