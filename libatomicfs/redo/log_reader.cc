@@ -39,12 +39,13 @@ class BlockWindow {
     Result<> fill(ByteOffset position) {
         // What is kept must not be read over.
         if (keep_ || !own_ || own_.use_count() > 1) own_ = std::make_shared<PayloadMemory>();
-        memory_ = A4_TRY(own_->get(kWindow));
+        length_ = Bytes(0);  // what memory_ showed is gone, also if get() fails
+        const Bytes length = std::min(kWindow, end_ - position);
+        memory_ = A4_TRY(own_->get(length));
         start_ = position;
-        length_ = std::min(kWindow, end_ - position);
-        if (log_.read(position, memory_.first(length_.value()))) {
-            if (keep_ && keep_->size() < kWindowsMax)
-                keep_->push_back({position, memory_.first(length_.value()), own_});
+        length_ = length;
+        if (log_.read(position, memory_)) {
+            if (keep_ && keep_->size() < kWindowsMax) keep_->push_back({position, memory_, own_});
             return {};
         }
         // The block itself may be readable: the error must name the place that isn't, and must not
