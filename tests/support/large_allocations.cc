@@ -10,6 +10,8 @@
 #include <cstdlib>
 #include <new>
 
+#if !defined(__SANITIZE_THREAD__)  // runs none of those tests
+
 namespace {
 
 constexpr size_t kLarge = size_t{4} << 20;
@@ -25,7 +27,7 @@ void advise(const volatile void* memory, size_t size) {
 
 }  // namespace
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#if defined(__SANITIZE_ADDRESS__)
 
 // The sanitizer's own new and delete stay, with what they check. (g++ has no header for this.)
 extern "C" int __sanitizer_install_malloc_and_free_hooks(void (*malloc_hook)(const volatile void*,
@@ -50,5 +52,7 @@ void operator delete(void* memory) noexcept {
 void operator delete(void* memory, size_t) noexcept {
     std::free(memory);
 }
+
+#endif
 
 #endif
