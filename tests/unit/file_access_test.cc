@@ -105,13 +105,15 @@ TEST_F(FileAccessTest, ExclusiveBeforeTheRetirementWasAskedForNothing) {
     start();
     const auto first = other(1);
     until_ready();
-    ASSERT_EQ(retirements_.size(), 1u);
+    // One, or more if the next look was due meanwhile.
+    const size_t asked = retirements_.size();
+    ASSERT_GE(asked, 1u);
     access_->declare(first->pid());
     // It is being held itself, so it is asked again who writes.
     EXPECT_TRUE(access_->held());
     until_ready();
     EXPECT_EQ(access_->ack(), Ack::Strict);
-    ASSERT_EQ(retirements_.size(), 2u);
+    ASSERT_GT(retirements_.size(), asked);
     retirements_.front()({});
     EXPECT_TRUE(openers_.allowed.empty());
     retire();
