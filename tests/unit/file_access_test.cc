@@ -105,16 +105,17 @@ TEST_F(FileAccessTest, ExclusiveBeforeTheRetirementWasAskedForNothing) {
     start();
     const auto first = other(1);
     until_ready();
-    // One, or more if the next look was due meanwhile.
-    const size_t asked = retirements_.size();
-    ASSERT_GE(asked, 1u);
+    // One; more if the next look was due meanwhile. None of them counts any more when the file has
+    // been exclusive since.
+    const size_t before = retirements_.size();
+    ASSERT_GE(before, 1u);
     access_->declare(first->pid());
     // It is being held itself, so it is asked again who writes.
     EXPECT_TRUE(access_->held());
     until_ready();
     EXPECT_EQ(access_->ack(), Ack::Strict);
-    ASSERT_GT(retirements_.size(), asked);
-    retirements_.front()({});
+    ASSERT_GT(retirements_.size(), before);
+    for (size_t i = 0; i < before; ++i) retirements_[i]({});
     EXPECT_TRUE(openers_.allowed.empty());
     retire();
     EXPECT_THAT(openers_.allowed, ::testing::ElementsAre(1));
