@@ -79,8 +79,6 @@ step "build: address and undefined-behaviour sanitizers"
 build asan programs unit_tests crash_tests damage_tests kernel_tests fsck_tests daemon_tests
 
 step "tests: sanitizers"
-# Of the damaged volumes of fsck.atomic4 a third, 680 of 2,040.
-[ "$mode" = --long ] || export ATOMIC4_SHARE=3
 run asan -j "$jobs" -L "$sanitized" -LE 'cli|bench'
 # An I/O error at every step: no leak either.
 run asan -j "$jobs" -R '^NthFault'
