@@ -239,7 +239,7 @@ Result<SharingReport> find_shared_blocks(Volume& volume, InodeClaims& claims,
     SharingReport report;
     Sharing sharing(volume, broken);
     sharing.own(intact);
-    A4_CHECK(claims.for_each([&](const ClaimingInode& inode) {
+    A4_CHECK(claims.for_each_that_may_share([&](const ClaimingInode& inode) {
         if (has_wrong_type(volume.fs(), inode.number, inode.inode))
             report.wrong_type.push_back(inode.number);
         if (inode.was_atomic_file) report.were_atomic.insert(inode.number);

@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <map>
-#include <memory>
 #include <set>
 
 #include "ext4/block_claims.h"
+#include "ext4/claim_map.h"
 #include "ext4/errcode.h"
 #include "ext4/transaction.h"
 
@@ -13,14 +13,8 @@ namespace atomic4 {
 
 namespace {
 
-using RawMap = std::remove_pointer_t<ext2fs_block_bitmap>;
-struct FreeMap {
-    void operator()(RawMap* map) const { ext2fs_free_block_bitmap(map); }
-};
-using ClaimMap = std::unique_ptr<RawMap, FreeMap>;
-
 struct Claims {
-    ClaimMap map;  // by clusters; memory goes with the pieces, not with the volume
+    ClaimMap map;
     // The first inode that can't be read to its end, that has a wrong checksum, or that claims what
     // lies outside the volume; 0 if there is none.
     ext2_ino_t unreadable = 0;
@@ -39,31 +33,22 @@ bool claims_metadata_rightly(ext2_ino_t number) {
 
 Result<Claims> claims_of_all(Volume& volume, const std::vector<PblkRun>& also) {
     ext2_filsys fs = volume.fs();
-    fs->default_bitmap_type = EXT2FS_BMAP64_RBTREE;
-    ext2fs_block_bitmap raw = nullptr;
-    A4_CHECK(check_errcode(ext2fs_allocate_block_bitmap(fs, "claims", &raw), "map of claims"));
-    Claims claims;
-    claims.map.reset(raw);
+    Claims claims{A4_TRY(ClaimMap::make(fs)), 0, 0, 0, {}};
     const uint64_t first = fs->super->s_first_data_block;
     const uint64_t end = ext2fs_blocks_count(fs->super);
-    // False: some of it lies outside.
-    const auto mark = [&](PblkRun run) {
-        const uint64_t from = std::max(run.start.value(), first);
-        const uint64_t to = std::min((run.start + run.length).value(), end);
-        if (from < to) ext2fs_mark_block_bitmap_range2(raw, from, static_cast<unsigned>(to - from));
-        return from < to && run.length == Blocks(to - from);
-    };
-    for (const PblkRun& run : also) mark(run);
-    if (ext2fs_has_feature_mmp(fs->super)) mark({Pblk(fs->super->s_mmp_block), Blocks(1)});
-    volume.fixed_blocks().for_each_in(
-        first, end - 1, [&](uint64_t block, uint64_t n) { mark({Pblk(block), Blocks(n)}); });
+    for (const PblkRun& run : also) claims.map.add(run);
+    if (ext2fs_has_feature_mmp(fs->super))
+        claims.map.add({Pblk(fs->super->s_mmp_block), Blocks(1)});
+    volume.fixed_blocks().for_each_in(first, end - 1, [&](uint64_t block, uint64_t n) {
+        claims.map.add({Pblk(block), Blocks(n)});
+    });
     const auto note = [](ext2_ino_t& which, ext2_ino_t number) {
         if (which == 0) which = number;
     };
     A4_CHECK(for_each_claiming_inode(volume, [&](const ClaimingInode& inode) {
         bool inside = true;
         for (const BlockClaim& claim : inode.claims) {
-            inside = mark(claim.run) && inside;
+            inside = claims.map.add(claim.run) && inside;
             if (claims_metadata_rightly(inode.number)) continue;
             const uint64_t begin = std::max(claim.run.start.value(), first);
             const uint64_t stop = std::min((claim.run.start + claim.run.length).value(), end);
@@ -90,7 +75,7 @@ Result<GroupBitmaps::Bits> claims_in(Volume& volume, const Claims& claims, uint3
     const GroupBitmaps& bitmaps = volume.block_bitmaps();
     GroupBitmaps::Bits bits(fs->blocksize, 0);
     A4_CHECK(check_errcode(
-        ext2fs_get_block_bitmap_range2(claims.map.get(), EXT2FS_B2C(fs, bitmaps.block_of(group, 0)),
+        ext2fs_get_block_bitmap_range2(claims.map.raw(), EXT2FS_B2C(fs, bitmaps.block_of(group, 0)),
                                        bitmaps.bits_in(group), bits.data()),
         "map of claims"));
     return bits;

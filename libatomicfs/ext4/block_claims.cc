@@ -8,8 +8,10 @@
 
 #include "base/crc32c.h"
 #include "ext4/checksums_ignored.h"
+#include "ext4/claim_map.h"
 #include "ext4/errcode.h"
 #include "ext4/extent_map.h"
+#include "ext4/file_blocks.h"
 #include "ext4/format.h"
 #include "ext4/volume.h"
 
@@ -232,6 +234,49 @@ class HiddenInodesShown {
     std::vector<Group> before_;
 };
 
+// Whether two inodes claim one block. Blocks of xattrs may be several inodes'.
+class ClaimedTwice {
+  public:
+    static Result<ClaimedTwice> make(Volume& volume) {
+        ClaimMap all = A4_TRY(ClaimMap::make(volume.fs()));
+        return ClaimedTwice(volume, std::move(all), A4_TRY(ClaimMap::make(volume.fs())));
+    }
+
+    void add(const std::vector<BlockClaim>& claims) {
+        if (any_) return;
+        runs_.clear();
+        for (const BlockClaim& claim : claims) {
+            if (claim.kind != Kind::Xattrs)
+                runs_.push_back(claim.run);
+            else
+                add_xattrs(claim.run);
+        }
+        // Extents of one file may begin and end within a cluster.
+        if (runs_.size() > 1) runs_ = whole_clusters(volume_, std::move(runs_));
+        for (const PblkRun& run : runs_) add_run(run);
+    }
+
+    // Or lies outside the volume: then it isn't looked for.
+    bool any() const { return any_; }
+
+  private:
+    ClaimedTwice(Volume& volume, ClaimMap all, ClaimMap xattrs)
+        : volume_(volume), all_(std::move(all)), xattrs_(std::move(xattrs)) {}
+
+    void add_run(PblkRun run) { any_ = any_ || all_.has_any_of(run) || !all_.add(run); }
+    void add_xattrs(PblkRun run) {
+        if (xattrs_.has_any_of(run)) return;
+        add_run(run);
+        xattrs_.add(run);
+    }
+
+    Volume& volume_;
+    ClaimMap all_;
+    ClaimMap xattrs_;
+    std::vector<PblkRun> runs_;
+    bool any_ = false;
+};
+
 }  // namespace
 
 bool hides_inodes(ext2_filsys fs, dgrp_t group) {
@@ -254,8 +299,8 @@ Result<> for_each_claiming_inode(Volume& volume, const OnInode& visit, const OnG
     const ChecksumsIgnored ignored(fs);
     const int size = EXT2_INODE_SIZE(fs->super);
     std::vector<std::byte> full(std::max<size_t>(size, sizeof(ext2_inode)));
-    ext2_inode inode{};
-    ClaimingInode claiming{0, inode, {}};
+    ClaimingInode claiming;
+    ext2_inode& inode = claiming.inode;
     for (;;) {
         A4_CHECK(check_errcode(
             ext2fs_get_next_inode_full(raw, &claiming.number,
@@ -284,49 +329,33 @@ Result<> for_each_claiming_inode(Volume& volume, const OnInode& visit, const OnG
     }
 }
 
-bool InodeClaims::keep(const ClaimingInode& inode) {
-    constexpr size_t kMost = (size_t{32} << 20) / sizeof(BlockClaim);
-    if (claims_.size() + inode.claims.size() > kMost || kept_.size() == kMost) {
-        kept_ = {};
-        claims_ = {};
-        return false;
-    }
-    claims_.insert(claims_.end(), inode.claims.begin(), inode.claims.end());
-    kept_.push_back({inode.number, inode.inode.i_flags, inode.inode.i_mode,
-                     inode.inode.i_links_count, inode.readable, inode.checksum_ok,
-                     inode.was_atomic_file, claims_.size()});
-    return true;
-}
+// Of inodes that are kept, at most.
+constexpr size_t kMarkedMost = 1 << 16;
 
 Result<> InodeClaims::for_each(const OnInode& visit, const OnGroup& done) {
-    if (!kept_all_) {
-        bool keeping = true;
-        A4_CHECK(for_each_claiming_inode(
-            volume_,
-            [&](const ClaimingInode& inode) {
-                keeping = keeping && keep(inode);
-                visit(inode);
-            },
-            done));
-        kept_all_ = keeping;
-        return {};
-    }
-    ext2_inode inode{};
-    ClaimingInode claiming{0, inode, {}};
-    size_t begin = 0;
-    for (const Kept& kept : kept_) {
-        claiming.number = kept.number;
-        inode.i_flags = kept.flags;
-        inode.i_mode = kept.mode;
-        inode.i_links_count = kept.links;
-        claiming.readable = kept.readable;
-        claiming.checksum_ok = kept.checksum_ok;
-        claiming.was_atomic_file = kept.was_atomic_file;
-        claiming.claims.assign(claims_.begin() + static_cast<std::ptrdiff_t>(begin),
-                               claims_.begin() + static_cast<std::ptrdiff_t>(kept.end));
-        begin = kept.end;
-        visit(claiming);
-    }
+    ClaimedTwice twice = A4_TRY(ClaimedTwice::make(volume_));
+    marked_.clear();
+    one_look_is_enough_ = false;
+    A4_CHECK(for_each_claiming_inode(
+        volume_,
+        [&](const ClaimingInode& inode) {
+            twice.add(inode.claims);
+            if (marked_.size() <= kMarkedMost &&
+                ((inode.inode.i_flags & kInodeFlagAtomic) != 0 || inode.was_atomic_file ||
+                 inode.inode.i_links_count == 0)) {
+                marked_.push_back(inode);
+                marked_.back().claims = {};
+            }
+            visit(inode);
+        },
+        done));
+    one_look_is_enough_ = !twice.any() && marked_.size() <= kMarkedMost;
+    return {};
+}
+
+Result<> InodeClaims::for_each_that_may_share(const OnInode& visit) {
+    if (!one_look_is_enough_) return for_each_claiming_inode(volume_, visit);
+    for (const ClaimingInode& inode : marked_) visit(inode);
     return {};
 }
 

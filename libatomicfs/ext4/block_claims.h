@@ -29,7 +29,7 @@ struct BlockClaim {
 
 struct ClaimingInode {
     ext2_ino_t number = 0;
-    const ext2_inode& inode;
+    ext2_inode inode{};
     std::vector<BlockClaim> claims;
     bool readable = true;     // to its end
     bool checksum_ok = true;  // of the inode itself, or of the file that it was:
@@ -50,31 +50,21 @@ using OnGroup = std::function<bool(uint64_t done, uint64_t groups)>;
 // EUCLEAN: an inode table is not where it can be.
 Result<> for_each_claiming_inode(Volume& volume, const OnInode& visit, const OnGroup& done = {});
 
-// The same for those who need it twice. What the first time found is kept, as far as a few dozen
-// MiB go (of the inodes: mode, flags and links), and else looked for again.
+// The same for those who look for blocks that two inodes claim: on a volume without any, one look
+// at all inodes is enough to know. Memory goes with the runs of claimed blocks, as e2fsck's does.
 class InodeClaims {
   public:
     explicit InodeClaims(Volume& volume) : volume_(volume) {}
-    // done: only where it has to look.
     Result<> for_each(const OnInode& visit, const OnGroup& done = {});
+    // Afterwards: all of them, once more, if a block is claimed twice, or one outside the volume.
+    // Else nobody shares, and it may be only those that are marked as atomic, or were, or have no
+    // link; without their claims.
+    Result<> for_each_that_may_share(const OnInode& visit);
 
   private:
-    struct Kept {
-        ext2_ino_t number;
-        uint32_t flags;
-        uint16_t mode;
-        uint16_t links;
-        bool readable;
-        bool checksum_ok;
-        bool was_atomic_file;
-        size_t end;  // of its claims
-    };
-    bool keep(const ClaimingInode& inode);
-
     Volume& volume_;
-    bool kept_all_ = false;
-    std::vector<Kept> kept_;
-    std::vector<BlockClaim> claims_;
+    bool one_look_is_enough_ = false;
+    std::vector<ClaimingInode> marked_;
 };
 
 // Of one inode, as it stands.

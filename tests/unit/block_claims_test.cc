@@ -111,6 +111,64 @@ TEST(BlockClaims, DamageIsNoObstacle) {
     EXPECT_EQ(unreadable, std::set<ext2_ino_t>{number});
 }
 
+std::set<ext2_ino_t> that_may_share(Volume& volume) {
+    InodeClaims claims(volume);
+    std::set<ext2_ino_t> first;
+    must(claims.for_each([&](const ClaimingInode& inode) { first.insert(inode.number); }));
+    std::set<ext2_ino_t> second;
+    must(claims.for_each_that_may_share(
+        [&](const ClaimingInode& inode) { second.insert(inode.number); }));
+    EXPECT_TRUE(std::ranges::includes(first, second));
+    return second == first ? std::set<ext2_ino_t>{} : second;  // empty: all
+}
+
+TEST(InodeClaims, TwoLooksOnlyWhereSomethingIsClaimedTwice) {
+    const std::string long_value(400, 'x');
+    const Image base = debugfs(make_atomic4(16 << 20, {"-b", "1024"}),
+                               {"write /etc/services a", "write /etc/services b", "mkdir d",
+                                "ea_set a user.long " + long_value});
+    ext2_ino_t atomic = 0;
+    std::string block_of_a;
+    std::string xattrs_of_a;
+    Image sound;
+    {
+        MemoryDevice device(base);
+        {
+            const auto volume = open_volume(device);
+            atomic = must(create_atomic_file(*volume, "/atomic", {Bytes(32768), Bytes(16384)}));
+            const auto claims = all_claims(*volume).at(must(lookup(*volume, "/a")));
+            block_of_a = std::to_string(claims.front().run.start.value());
+            ASSERT_EQ(claims.back().kind, BlockClaim::Kind::Xattrs);
+            xattrs_of_a = std::to_string(claims.back().run.start.value());
+            const auto marked = that_may_share(*volume);
+            EXPECT_TRUE(marked.contains(atomic));
+            EXPECT_FALSE(marked.contains(must(lookup(*volume, "/a"))));
+        }
+        sound = device.contents();
+    }
+    const auto all_are_looked_at = [&](const std::string& damage) {
+        MemoryDevice device(debugfs(sound, {damage}));
+        return that_may_share(*open_volume(device, OpenFor::Read)).empty();
+    };
+    // Inodes may have one block of xattrs together.
+    EXPECT_FALSE(all_are_looked_at("sif b file_acl " + xattrs_of_a));
+    EXPECT_TRUE(all_are_looked_at("sif b block[5] " + block_of_a));
+    EXPECT_TRUE(all_are_looked_at("sif b block[5] " + xattrs_of_a));
+    EXPECT_TRUE(all_are_looked_at("sif b file_acl " + block_of_a));
+    EXPECT_TRUE(all_are_looked_at("sif b block[5] 16380"));  // over the volume's end
+    EXPECT_TRUE(all_are_looked_at("sif b block[5] 99999"));
+}
+
+// Extents of one file that share a cluster, as after a write into the middle of one.
+TEST(InodeClaims, AClusterOfOneFileIsClaimedOnce) {
+    MemoryDevice device(make_atomic4(64 << 20, {"-b", "1024", "-O", "bigalloc", "-C", "16384"}));
+    const auto volume = open_volume(device);
+    const auto number = must(create_atomic_file(*volume, "/atomic", {Bytes(8192), Bytes(16384)}));
+    const auto claims = all_claims(*volume).at(number);
+    ASSERT_GT(claims.size(), 1u);  // written and unwritten
+    EXPECT_FALSE(that_may_share(*volume).empty());
+}
+
 TEST(ProveBitmaps, NothingThatAnInodeClaimsIsFreeAfterwards) {
     const Image sound = debugfs(make_ext4(32 << 20, {"-b", "1024", "-O", "^uninit_bg"}),
                                 {"write /etc/services a", "write /etc/services b"});
