@@ -78,6 +78,9 @@ class Device {
     virtual ~Device() = default;
 
     virtual Result<> read(ByteOffset offset, std::span<std::byte> into) = 0;
+    // A hint: this is going to be read soon. Where there is a cache, it is filled meanwhile; a
+    // range that makes no sense does nothing.
+    virtual void will_read(ByteOffset, Bytes) {}
     virtual Result<> write(ByteOffset offset, std::span<const std::byte> from) = 0;
     // Writes that don't overlap, in any order, several at once where the device can. After an error
     // any of them may be done.

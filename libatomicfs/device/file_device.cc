@@ -291,6 +291,12 @@ Result<> FileDevice::read(ByteOffset offset, std::span<std::byte> into) {
     return {};
 }
 
+void FileDevice::will_read(ByteOffset offset, Bytes length) {
+    if (direct_) return;  // there is no cache
+    ::posix_fadvise(fd_.get(), static_cast<off_t>(offset.value()),
+                    static_cast<off_t>(length.value()), POSIX_FADV_WILLNEED);
+}
+
 Result<> FileDevice::write_range(ByteOffset offset, std::span<const std::byte> from,
                                  Durability durability) {
     const uint64_t begin = offset.value();

@@ -53,6 +53,7 @@ class FileDevice final : public Device {
                                                     FileDeviceOptions options);
 
     Result<> read(ByteOffset offset, std::span<std::byte> into) override;
+    void will_read(ByteOffset offset, Bytes length) override;
     Result<> write(ByteOffset offset, std::span<const std::byte> from) override;
     Result<> write_many(std::span<const DeviceWrite> writes) override;
     Result<> write_durable(ByteOffset offset, std::span<const std::byte> from) override;

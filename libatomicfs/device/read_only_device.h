@@ -17,6 +17,7 @@ class ReadOnlyDevice final : public Device {
     Result<> read(ByteOffset offset, std::span<std::byte> into) override {
         return below_.read(offset, into);
     }
+    void will_read(ByteOffset offset, Bytes length) override { below_.will_read(offset, length); }
     Result<> write(ByteOffset offset, std::span<const std::byte> from) override {
         return refuse("write", offset, Bytes(from.size()));
     }

@@ -1,6 +1,8 @@
 // The check of a volume that is damaged elsewhere.
 #include "check/volume_check.h"
 
+#include "device/forwarding_device.h"
+#include "ext4/block_claims.h"
 #include "ext4/format.h"
 #include "ext4/xattr.h"
 #include "unit/volume_fixture.h"
@@ -49,6 +51,31 @@ TEST(VolumeCheck, DamagedInode) {
         EXPECT_EQ(code_of(refused), EUCLEAN);
         EXPECT_THAT(message_of(refused), HasSubstr("e2fsck"));
         EXPECT_TRUE(memory.contents() == before);
+    }
+}
+
+// Which ranges are said to be read soon.
+class HintedDevice final : public ForwardingDevice {
+  public:
+    using ForwardingDevice::ForwardingDevice;
+    void will_read(ByteOffset offset, Bytes length) override {
+        hints.emplace_back(offset.value(), length.value());
+    }
+    std::vector<std::pair<uint64_t, uint64_t>> hints;
+};
+
+// For e2fsck, which reads them one by one.
+TEST(VolumeCheck, DirectoriesComeIntoTheCache) {
+    MemoryDevice memory(debugfs(make_atomic4(16 << 20, {"-b", "1024"}), {"mkdir /dir"}));
+    HintedDevice device(memory);
+    const auto volume = open_volume(device, OpenFor::Read);
+    must(check_volume(*volume));
+    for (const char* path : {"/", "/dir"}) {
+        const auto claims = claims_of(*volume, must(lookup(*volume, path)));
+        const PblkRun run = claims.front().run;
+        EXPECT_THAT(device.hints, testing::Contains(std::pair(run.start.value() * 1024,
+                                                              run.length.value() * 1024)))
+            << path;
     }
 }
 
