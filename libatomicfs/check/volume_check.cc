@@ -259,11 +259,16 @@ class Checker {
     bool is_log_in_order() const { return log_in_order_; }
 
   private:
-    static bool claims_twice(const ProtectedFile& file) {
+    // Among its data, its tree's nodes and its block of xattrs.
+    bool claims_twice(const ProtectedFile& file) {
         std::vector<std::pair<Pblk, Blocks>> runs;
         for (const Mapping& mapping : file.mappings)
             runs.emplace_back(mapping.pblk, mapping.length);
         for (const ProtectedFile::Node& node : file.nodes) runs.emplace_back(node.block, Blocks(1));
+        ext2_inode inode{};
+        std::memcpy(&inode, file.inode.data(), std::min(sizeof inode, file.inode.size()));
+        if (const uint64_t xattrs = ext2fs_file_acl_block(volume_.fs(), &inode); xattrs != 0)
+            runs.emplace_back(Pblk(xattrs), Blocks(1));
         std::ranges::sort(runs);
         for (size_t i = 1; i < runs.size(); ++i) {
             if (runs[i].first < runs[i - 1].first + runs[i - 1].second) return true;
