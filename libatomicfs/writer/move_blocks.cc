@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <limits>
 
 #include "ext4/checksums_ignored.h"
 #include "ext4/errcode.h"
@@ -54,9 +55,11 @@ class Move {
             old_ = joined(A4_TRY(map_range(volume_, number_, inode_, Lblk(0), kWholeFile)));
             nodes = A4_TRY(tree_blocks(volume_, number_, inode_));
         } else {
-            IndirectMap map = A4_TRY(read_indirect_map(volume_, number_));
-            old_ = std::move(map.mappings);
-            nodes = std::move(map.nodes);
+            auto map = read_indirect_map(volume_, number_);
+            if (!map && map.error().code == EUCLEAN) return move_pointers(parts);
+            if (!map) return fail(std::move(map).error());
+            old_ = std::move(map->mappings);
+            nodes = std::move(map->nodes);
         }
         A4_CHECK(plan(parts));
         // What it counts may be wrong, too: e2fsck puts that right.
@@ -64,6 +67,63 @@ class Move {
         std::memset(inode_.i_block, 0, sizeof inode_.i_block);
         inode_.i_flags |= EXT4_EXTENTS_FL;
         return build_tree(volume_, number_, &inode_, new_);
+    }
+
+    // Of a map by indirect blocks that makes no sense all through: it gets copies of all its
+    // indirect blocks, so that nobody else's is written, and of the data that it has to give up.
+    // What it says stays as it is: e2fsck sees to that.
+    Result<> move_pointers(const std::vector<BlockClaim>& parts) {
+        Pointers pointers{*this, parts, 0, 0, std::nullopt};
+        const errcode_t code = ext2fs_block_iterate3(
+            fs_, number_, 0, nullptr,
+            [](ext2_filsys, blk64_t* block, e2_blkcnt_t lblk, blk64_t, int, void* moved) {
+                return static_cast<Pointers*>(moved)->visit(*block, lblk < 0);
+            },
+            &pointers);
+        if (pointers.error) return fail(*pointers.error);
+        if (pointers.copied == 0) A4_CHECK(check_errcode(code, what_));  // that is why
+        return check_errcode(ext2fs_read_inode(fs_, number_, &inode_), what_);
+    }
+
+    struct Pointers {
+        static constexpr uint64_t kCopiesMost = 1 << 16;  // they may lead round in a circle
+        Move& move;
+        const std::vector<BlockClaim>& parts;
+        uint64_t seen;
+        uint64_t copied;
+        std::optional<Error> error;
+
+        int visit(blk64_t& block, bool node) {
+            if (++seen > ext2fs_blocks_count(move.fs_->super) || copied == kCopiesMost) {
+                error = Error{EUCLEAN, move.what_ + ": its map of blocks can't be read"};
+                return BLOCK_ABORT;
+            }
+            const Pblk at(block);
+            const bool moves =
+                node || std::ranges::any_of(parts, [&](const BlockClaim& part) {
+                    return at >= part.run.start && at < part.run.start + part.run.length;
+                });
+            if (!moves || block < move.fs_->super->s_first_data_block ||
+                block >= ext2fs_blocks_count(move.fs_->super))
+                return 0;
+            const auto to = move.copy_of(at);
+            if (!to) {
+                error = to.error();
+                return BLOCK_ABORT;
+            }
+            block = to->value();
+            ++copied;
+            return BLOCK_CHANGED;
+        }
+    };
+
+    Result<Pblk> copy_of(Pblk block) {
+        const Pblk to = A4_TRY(volume_.allocator().choose_block(block).context(what_));
+        if (to.value() > std::numeric_limits<uint32_t>::max())
+            return fail(ENOSPC, "{}: no free block that an indirect block can name", what_);
+        A4_CHECK(volume_.allocator().take(to));
+        A4_CHECK(copy(block, {to, Blocks(1)}, MapState::Written));
+        return to;
     }
 
     std::vector<LblkRange> ranges(const std::vector<BlockClaim>& parts) const {
