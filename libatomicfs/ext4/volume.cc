@@ -175,7 +175,6 @@ Result<errcode_t> Volume::open_filesystem(int flags) {
 // Against other hosts (mmp.h); against others on this one: device/ownership.h.
 Result<> Volume::claim() {
     if (mmp_ || options_.purpose == OpenFor::Inspect) return {};
-    if (options_.clear_mmp) A4_CHECK(clear_mmp_mark(fs_, *device_));
     mmp_.emplace(A4_TRY(MmpClaim::start(fs_, *device_, options_.purpose == OpenFor::Write)));
     return {};
 }
@@ -268,6 +267,8 @@ Result<> Volume::load() {
     backups_ = A4_TRY(read_backup_superblocks(
         fs_, *device_, gate_ && !options_.every_copy ? Copies::Some : Copies::Every));
     for (const BackupSuperblock& backup : backups_) gate_ = gate_ || backup.gate;
+    // Whatever state it is in: fsck.atomic4, which may have to be next, needs it, too.
+    if (options_.clear_mmp) A4_CHECK(clear_mmp_mark(fs_, *device_));
     if (superblock_proof_) A4_CHECK(claim());  // before the repair is written
     A4_CHECK(settle_repair());
     if (options_.purpose != OpenFor::Inspect) {

@@ -55,8 +55,8 @@ struct VolumeOptions {
     // recovery is an obstacle: what it holds is not read from metadata. Nor is a gate completed: it
     // is a finding.
     bool damaged_too = false;
-    // Take away the mark that a crash of atomic4 or e2fsck left in the MMP block (mmp.h). Only
-    // where somebody has said that it was one.
+    // Take away the mark that a crash of atomic4 or e2fsck left in the MMP block (mmp.h), also if
+    // the volume is refused for its state then. Only where somebody has said that it was one.
     bool clear_mmp = false;
     // Look at every superblock copy even where there are thousands (superblock_copies.h): for
     // enable and disable.

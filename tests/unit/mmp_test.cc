@@ -103,6 +103,18 @@ TEST_F(Mmp, OnlyACrashedCheckIsCleared) {
     EXPECT_EQ(sequence(), 4711u);
 }
 
+// What only fsck.atomic4 can settle is refused all the same: but it isn't kept out by the mark.
+TEST_F(Mmp, ClearedAlsoWhereErrorsAreRecorded) {
+    Image image = load_image(path());
+    edit_super(image, [](ext2_super_block& super) { super.s_state |= EXT2_ERROR_FS; });
+    store_image(image, path());
+    mark(EXT4_MMP_SEQ_FSCK);
+    const auto opened = open(OpenFor::Write, true);
+    EXPECT_EQ(code_of(opened), EUCLEAN);
+    EXPECT_THAT(message_of(opened), testing::HasSubstr("fsck.atomic4 -f"));
+    EXPECT_EQ(sequence(), EXT4_MMP_SEQ_CLEAN);
+}
+
 TEST_F(Mmp, ADamagedBlockIsRefused) {
     Image image = load_image(path());
     image[block_ + offsetof(mmp_struct, mmp_seq)] ^= std::byte{1};
