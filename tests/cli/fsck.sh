@@ -222,7 +222,36 @@ expect_status 32 env PATH="$T/tools" "$fsck" -fy free.img
 check_clean free.img
 grep -q "atomic4-guard" /proc/self/mounts && die "a view is left" || true
 
-# The same during our own passes, at any read or write: it stops there, or had not far to go.
+# --- an e2fsck that doesn't get to the end in one run -------------------------------------------------
+# leaves_something RUNS: the first runs of e2fsck exit 4, whatever they do.
+leaves_something() {
+    rm -f e2fsck_ran
+    cat >tools/e2fsck <<END
+#!/bin/sh
+[ "\$1" != -V ] || exec $real_e2fsck -V
+echo >>$T/e2fsck_ran
+$real_e2fsck "\$@"
+status=\$?
+[ \$(wc -l <$T/e2fsck_ran) -gt $1 ] || exit 4
+exit \$status
+END
+    chmod +x tools/e2fsck
+}
+with_tools() { env PATH="$T/tools:$PATH" "$@"; }
+real_e2fsck=$(command -v e2fsck)
+leaves_something 1
+expect_ok with_tools fsck.atomic4 -fy free.img
+out_has 'e2fsck left something uncorrected: it runs once more'
+is "$(wc -l <e2fsck_ran)" 2
+leaves_something 9
+expect_status 4 with_tools fsck.atomic4 -fy free.img
+is "$(wc -l <e2fsck_ran)" 2
+leaves_something 1
+expect_status 4 with_tools fsck.atomic4 -fp free.img
+is "$(wc -l <e2fsck_ran)" 1
+check_clean free.img
+
+# An interruption during our own passes, at any read or write: it stops there, or had not far to go.
 copy_image sound.img broken.img
 debug broken.img "sif <$db> generation 0"
 debug broken.img "write free.img other"

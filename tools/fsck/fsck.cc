@@ -40,8 +40,10 @@ class Fsck {
                 if (const auto volume = session_.open(OpenFor::Write))
                     (void)(*volume)->mark_for_checking();
             }
-            report_error("fsck.atomic4",
-                         std::move(done).error().with_context(session_.command.device));
+            Error error = std::move(done).error();
+            if (!error.message.starts_with(session_.command.device + ": "))
+                error = std::move(error).with_context(session_.command.device);
+            report_error("fsck.atomic4", error);
             session_.end(kFsckOperational);
         }
         int status = session_.corrected ? kFsckCorrected : 0;

@@ -20,6 +20,7 @@ Result<std::vector<FileChange>> changed_files(FsckSession& session, const Protec
 
 Result<ProtectedSet> ProtectedCheck::until_done(const NextSet& next) {
     int in_vain = 0;
+    bool repeated = false;
     for (;;) {
         ProtectedSet set = A4_TRY(next());
         if (session_.ended()) return set;
@@ -40,7 +41,16 @@ Result<ProtectedSet> ProtectedCheck::until_done(const NextSet& next) {
             else
                 A4_CHECK(put_back_by_copy(set));
         }
-        if (done || session_.ended()) return set;
+        if (session_.ended()) return set;
+        // Some damage e2fsck only gets to the end of in a second run: as with -y somebody who has
+        // read its status would.
+        if (done && session_.command.mode == FsckMode::Yes && !repeated &&
+            (runs_.status() & kFsckUncorrected) != 0) {
+            session_.talk.say("e2fsck left something uncorrected: it runs once more");
+            repeated = true;
+            continue;
+        }
+        if (done) return set;
         const bool learned = runs_.refusal() && runs_.refusal()->protection != Protection::Data &&
                              at_fault_.insert(runs_.refusal()->inode).second;
         if (!learned && ++in_vain == kAttempts) break;
