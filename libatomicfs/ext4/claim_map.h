@@ -18,7 +18,7 @@ class ClaimMap {
 
     // False: some of it lies outside the volume; the rest is added.
     bool add(PblkRun run);
-    // Of a run that lies within the volume.
+    // False also for a run that doesn't lie within the volume: add() tells that.
     bool has_any_of(PblkRun run) const;
 
     ext2fs_block_bitmap raw() const { return map_.get(); }

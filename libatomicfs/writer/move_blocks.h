@@ -5,6 +5,10 @@
 // from its old extent tree to a new one at once (an indirect-mapped file has extents then), and
 // what it gave up is not freed (its times don't change): it is the other's, and e2fsck finds out
 // what is nobody's.
+//
+// Indirect blocks that make no sense can't become extents: the inode gets copies of all of them,
+// which e2fsck may change. Copies are written before the commit, which flushes them before the
+// inode leads there (ext4/transaction.h).
 #pragma once
 
 #include <vector>

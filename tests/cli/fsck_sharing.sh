@@ -217,6 +217,32 @@ for i in 1 2 3 4 5; do is "$(runs_of vol.img /f$i)" "$(cat runs.$i)"; done
 check_clean vol.img
 expect_ok fsck.atomic4 -fp vol.img
 
+# --- a map of indirect blocks that makes no sense, and no free block for a copy of it -------------------------
+free_blocks() { dumpe2fs -h "$1" 2>/dev/null | sed -n 's/^Free blocks: *//p'; }
+volume vol.img -b 4096
+for name in low mid high; do cp plain want_$name; done
+before=$(runs_of vol.img /db)
+debug vol.img "write /dev/null lost"
+lost=$(inode_of vol.img lost)
+for field in "flags 0" "size 49152" "block[0] 0" "block[1] 0"; do debug vol.img "sif <$lost> $field"; done
+debug vol.img "sif <$lost> block[IND] $(jq '.[0].device_offset / 4096' <<<"$before")"
+for name in filler more last; do
+    left=$(free_blocks vol.img)
+    [ "$left" -gt 0 ] || break
+    debug vol.img "write /dev/null $name"
+    debug vol.img "fallocate $name 0 $((left - 1))"
+done
+is "$(free_blocks vol.img)" 0
+# It says so, and /db is as it was; with space again, all is well.
+capture fsck.atomic4 -fy vol.img
+case $STATUS in 1 | 5) ;; *) die "exit status $STATUS" ;; esac
+out_has "inode $lost: 1 blocks wanted, 0 free"
+is "$(runs_of vol.img /db)" "$before"
+debug vol.img "rm filler"
+capture fsck.atomic4 -fy vol.img
+[ "$STATUS" -le 1 ] || die "exit status $STATUS"
+repaired vol.img "$before"
+
 # --- an e2fsck that will touch a file, whatever is done about it ---------------------------------------------
 rm vol.img
 truncate -s 32M vol.img
