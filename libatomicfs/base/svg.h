@@ -11,6 +11,9 @@
 
 namespace atomic4 {
 
+// Words that explain, in each picture alike.
+inline constexpr const char* kGrey = "fill=\"#59636e\" font-size=\"12\"";
+
 class Svg {
   public:
     // Height: of finish(), when it is known.

@@ -11,19 +11,18 @@ namespace atomic4 {
 
 namespace {
 
-constexpr double kLeft = 90;      // the names of the rows
+constexpr double kNames = 90;     // the names of the rows
 constexpr double kBar = 300;      // 100 per cent
 constexpr double kFigures = 210;  // beside the bars
 constexpr double kTop = 128;
 constexpr double kRow = 26;
 constexpr double kThick = 18;
-constexpr const char* kGrey = "fill=\"#59636e\" font-size=\"12\"";
 
 // Solid and hatched, so that it reads without colours too.
 constexpr const char* kUsable = "fill=\"#0b6bcb\" stroke=\"#1f2328\"";
 constexpr const char* kUnusable = "fill=\"url(#unusable)\" stroke=\"#1f2328\"";
 constexpr const char* kPiece = "fill=\"#7d8590\" stroke=\"#1f2328\"";
-constexpr const char* kPatterns =
+constexpr const char* kHatching =
     "<defs><pattern id=\"unusable\" width=\"6\" height=\"6\" patternUnits=\"userSpaceOnUse\" "
     "patternTransform=\"rotate(45)\"><rect width=\"6\" height=\"6\" fill=\"#fdeee3\"/>"
     "<rect width=\"1.6\" height=\"6\" fill=\"#c2410c\"/></pattern></defs>\n";
@@ -98,23 +97,23 @@ void draw_row(Svg& svg, double left, size_t row, const std::string& name,
 }  // namespace
 
 std::string free_space_svg(const FreeSpace& space, std::string_view volume) {
-    const double second = kLeft + kBar + kFigures + 110;
+    const double second = kNames + kBar + kFigures + 110;
     Svg svg(second + kBar + kFigures);
-    svg.raw(kPatterns);
+    svg.raw(kHatching);
     const std::string title = fmt::format("Free space of {}", volume);
     svg.text(20, 34, title, "font-size=\"19\" font-weight=\"bold\"");
     svg.text(20, 58, headline(space) + "; " + longest_text(space), kGrey);
 
-    draw_scale(svg, kLeft, space.units.size(), "How much of it atomic units can use", "unit");
+    draw_scale(svg, kNames, space.units.size(), "How much of it atomic units can use", "unit");
     for (size_t row = 0; row < space.units.size(); ++row) {
         const FreeSpace::Unit& unit = space.units[row];
         const double usable = space.usable_percent(unit);
         const double y = kTop + static_cast<double>(row) * kRow + (kRow - kThick) / 2;
         if (space.free.value() != 0) {
-            svg.rect(kLeft, y, kBar, kThick, kUnusable);
-            if (unit.runs != 0) svg.rect(kLeft, y, kBar * usable / 100, kThick, kUsable);
+            svg.rect(kNames, y, kBar, kThick, kUnusable);
+            if (unit.runs != 0) svg.rect(kNames, y, kBar * usable / 100, kThick, kUsable);
         }
-        draw_row(svg, kLeft, row, format_size(unit.unit),
+        draw_row(svg, kNames, row, format_size(unit.unit),
                  fmt::format("{}: {} aligned run{}", percent(usable), grouped_digits(unit.runs),
                              unit.runs == 1 ? "" : "s"));
     }
@@ -132,14 +131,14 @@ std::string free_space_svg(const FreeSpace& space, std::string_view volume) {
     }
     const size_t rows = std::max(space.units.size(), space.pieces.size());
     double y = kTop + static_cast<double>(rows) * kRow + 66;
-    svg.rect(kLeft, y - 12, 14, 14, kUsable);
-    svg.text(kLeft + 22, y, "in free runs of the unit's size, aligned to it", "font-size=\"12\"");
-    svg.rect(kLeft + 300, y - 12, 14, 14, kUnusable);
-    svg.text(kLeft + 322, y, "free, but in pieces too short or not aligned", "font-size=\"12\"");
+    svg.rect(kNames, y - 12, 14, 14, kUsable);
+    svg.text(kNames + 22, y, "in free runs of the unit's size, aligned to it", "font-size=\"12\"");
+    svg.rect(kNames + 300, y - 12, 14, 14, kUnusable);
+    svg.text(kNames + 322, y, "free, but in pieces too short or not aligned", "font-size=\"12\"");
     svg.text(second, y, "sizes in bytes: K is 1024, M 1024 K", kGrey);
     if (!space.damaged.empty()) {
         y += 24;
-        svg.text(kLeft, y, damaged_text(space), "font-size=\"12\" font-weight=\"bold\"");
+        svg.text(kNames, y, damaged_text(space), "font-size=\"12\" font-weight=\"bold\"");
     }
     return svg.finish(y + 20, title);
 }

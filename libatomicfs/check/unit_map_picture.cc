@@ -18,7 +18,6 @@ constexpr double kRight = 46;
 constexpr double kSpan = kWidth - kLeft - kRight;
 constexpr uint64_t kMaxCells = 1024;
 constexpr uint64_t kMaxDrawn = 2000;  // runs; more are drawn more coarsely
-constexpr const char* kGrey = "fill=\"#59636e\" font-size=\"12\"";
 constexpr const char* kSmallGrey = "fill=\"#59636e\" font-size=\"11\" text-anchor=\"middle\"";
 
 // Each state has a colour of its own and, for those who see none, a filling of its own: solid,

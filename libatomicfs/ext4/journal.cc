@@ -31,7 +31,7 @@ constexpr uint32_t kCommit = 2;
 constexpr uint32_t kRevoke = 5;
 constexpr uint32_t kVersion1 = 3;
 constexpr uint32_t kVersion2 = 4;
-constexpr uint32_t kKnownIncompat = 0x3f;
+constexpr uint32_t kKnownJournalIncompat = 0x3f;
 constexpr uint32_t kChecksumsV2 = 0x08;
 constexpr uint32_t kChecksumsV3 = 0x10;
 constexpr unsigned char kCrc32c = 4;
@@ -57,7 +57,7 @@ std::optional<std::string> superblock_damage(std::vector<std::byte>& bytes, Byte
         return "its superblock points beyond it";
     if (type == kVersion1) return std::nullopt;
     const uint32_t incompat = number_at(bytes, kIncompat);
-    if ((incompat & ~kKnownIncompat) != 0 || number_at(bytes, kRoCompat) != 0 ||
+    if ((incompat & ~kKnownJournalIncompat) != 0 || number_at(bytes, kRoCompat) != 0 ||
         number_at(bytes, kUsers) > 1)
         return std::nullopt;
     const uint32_t summed = incompat & (kChecksumsV2 | kChecksumsV3);

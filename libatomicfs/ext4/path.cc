@@ -137,9 +137,9 @@ std::string single_slashes(const std::string& path) {
 
 // One lookup: what is left of the path, names of symbolic links replaced by their targets as they
 // are met.
-class Walk {
+class PathWalk {
   public:
-    Walk(Volume& volume, const std::string& path, const SearchVisitor& search)
+    PathWalk(Volume& volume, const std::string& path, const SearchVisitor& search)
         : volume_(volume), path_(path), search_(search) {}
 
     Result<ext2_ino_t> run() {
@@ -245,7 +245,7 @@ Result<ext2_ino_t> lookup(Volume& volume, const std::string& path) {
 
 Result<ext2_ino_t> lookup(Volume& volume, const std::string& path, const SearchVisitor& search) {
     if (path.empty()) return fail(ENOENT, "the path is empty");
-    return Walk(volume, path, search).run();
+    return PathWalk(volume, path, search).run();
 }
 
 Result<NewName> lookup_new(Volume& volume, const std::string& path) {

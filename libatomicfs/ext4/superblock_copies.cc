@@ -15,7 +15,6 @@ namespace {
 // libext2fs keeps the superblock in host order; the copies are written as they stand in memory.
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "atomic4 needs a little-endian host");
 
-constexpr uint64_t kPrimaryOffset = 1024;
 constexpr uint64_t kSuperSize = 1024;
 // A superblock that is half new fails its checksum and nothing mounts (F18); the 4 KiB around it
 // are what devices write whole.

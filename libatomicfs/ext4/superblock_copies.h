@@ -15,6 +15,9 @@
 
 namespace atomic4 {
 
+// Where the primary lies, in bytes, whatever the blocks.
+inline constexpr uint64_t kPrimaryOffset = 1024;
+
 // Writes fs->super (free counts, state and all) over the primary, checksummed, as one aligned
 // 4 KiB write. Does not flush.
 Result<> write_primary_superblock(ext2_filsys fs, Device& device);

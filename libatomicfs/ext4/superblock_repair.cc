@@ -7,6 +7,7 @@
 
 #include "base/crc32c.h"
 #include "ext4/format.h"
+#include "ext4/superblock_copies.h"
 
 namespace atomic4 {
 
@@ -14,8 +15,6 @@ namespace {
 
 // As superblock_copies.cc: a superblock is used as it stands on the disk.
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "atomic4 needs a little-endian host");
-
-constexpr uint64_t kPrimaryOffset = 1024;
 
 // What never changes, or in all copies at once.
 struct Field {

@@ -2,19 +2,14 @@
 
 #include <algorithm>
 
+#include "support/mix.h"
+
 namespace atomic4::test {
 namespace {
 
 constexpr uint64_t kSuperblockEnd = 4096;
 
-// splitmix64: a good bit for every (seed, event, place), whatever was asked before.
-uint64_t mix(uint64_t value) {
-    value += 0x9e3779b97f4a7c15ull;
-    value = (value ^ (value >> 30)) * 0xbf58476d1ce4e5b9ull;
-    value = (value ^ (value >> 27)) * 0x94d049bb133111ebull;
-    return value ^ (value >> 31);
-}
-
+// A good bit for every (seed, event, place).
 uint64_t dice(uint64_t seed, uint64_t event, uint64_t place) {
     return mix(mix(mix(seed) ^ event) ^ place);
 }

@@ -128,7 +128,7 @@ bool FakeDaemon::handle(int socket, std::span<const std::byte> packet, std::vect
     return true;
 }
 
-void FakeDaemon::store(uint64_t offset, uint64_t length, const Payload& payload) {
+void FakeDaemon::store(uint64_t offset, uint64_t length, const wire::Payload& payload) {
     const bool in_arena = payload.source == Source::Arena;
     if (!in_arena) ++inline_payloads_;
     const std::byte* bytes = in_arena ? arena_ + payload.arena_offset : payload.bytes.data();

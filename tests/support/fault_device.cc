@@ -3,7 +3,7 @@
 namespace atomic4::test {
 namespace {
 
-constexpr size_t kSector = 512;
+constexpr size_t kTearsAt = 512;
 
 }  // namespace
 
@@ -33,7 +33,7 @@ tl::unexpected<Error> FaultDevice::injected(const char* what, ByteOffset offset)
 
 size_t FaultDevice::torn_part(size_t length) const {
     if (!torn_) return 0;
-    return length >= 2 * kSector ? round_down(length / 2, kSector) : length / 2;
+    return length >= 2 * kTearsAt ? round_down(length / 2, kTearsAt) : length / 2;
 }
 
 Result<> FaultDevice::read(ByteOffset offset, std::span<std::byte> into) {

@@ -23,7 +23,7 @@
 namespace atomic4::test {
 namespace {
 
-constexpr uint64_t kBlock = 4096;
+constexpr uint64_t kDiskBlock = 4096;
 constexpr size_t kMostEvents = 1 << 20;
 // Address space; memory is taken as it is used.
 constexpr uint64_t kTraceBytes = uint64_t{4} << 30;
@@ -95,8 +95,8 @@ struct FaultDisk::Shared {
         return record(offset, data);
     }
     bool take_space(uint64_t offset, uint64_t length) {
-        const uint64_t first = offset / kBlock;
-        const uint64_t end = (offset + length + kBlock - 1) / kBlock;
+        const uint64_t first = offset / kDiskBlock;
+        const uint64_t end = (offset + length + kDiskBlock - 1) / kDiskBlock;
         const auto fresh = static_cast<uint64_t>(std::count(used + first, used + end, false));
         if (fresh > free_blocks) return false;
         if (free_blocks != ~uint64_t{0}) free_blocks -= fresh;
@@ -124,7 +124,7 @@ std::optional<std::string> FaultDisk::why_not() {
 }
 
 FaultDisk::FaultDisk(const Image& initial, Memory memory_of_it) {
-    if (initial.empty() || initial.size() % kBlock != 0)
+    if (initial.empty() || initial.size() % kDiskBlock != 0)
         throw std::runtime_error("fault disk: the image has no whole blocks");
     if (memory_of_it == Memory::Records) initial_ = initial;
     Shared layout;
@@ -138,13 +138,13 @@ FaultDisk::FaultDisk(const Image& initial, Memory memory_of_it) {
     shared_->image = place + kTraceBytes;
     shared_->events = reinterpret_cast<Shared::Event*>(shared_->image + initial.size());
     shared_->used = reinterpret_cast<bool*>(shared_->events + kMostEvents);
-    for (uint64_t at = 0; at < initial.size(); at += kBlock) {
-        const auto block = std::span(initial).subspan(at, kBlock);
+    for (uint64_t at = 0; at < initial.size(); at += kDiskBlock) {
+        const auto block = std::span(initial).subspan(at, kDiskBlock);
         // Zeros are left to the memory, which is sparse.
         if (std::ranges::all_of(block, [](std::byte byte) { return byte == std::byte{0}; }))
             continue;
-        std::memcpy(shared_->image + at, block.data(), kBlock);
-        shared_->used[at / kBlock] = true;
+        std::memcpy(shared_->image + at, block.data(), kDiskBlock);
+        shared_->used[at / kDiskBlock] = true;
     }
 
     const UniqueFd fuse(::open("/dev/fuse", O_RDWR | O_CLOEXEC));
@@ -230,7 +230,7 @@ void FaultDisk::serve(Shared& shared, int fuse) {
         st.st_ino = FUSE_ROOT_ID;
         st.st_mode = S_IFREG | 0600;
         st.st_nlink = 1;
-        st.st_blksize = kBlock;
+        st.st_blksize = kDiskBlock;
         st.st_size = static_cast<off_t>(shared_of<Shared>(request).size);
         fuse_reply_attr(request, &st, 3600);
     };

@@ -12,18 +12,9 @@
 #include <stdexcept>
 
 #include "base/unique_fd.h"
+#include "support/mix.h"
 
 namespace atomic4::test {
-namespace {
-
-uint64_t mix(uint64_t value) {
-    value += 0x9e3779b97f4a7c15ull;
-    value = (value ^ (value >> 30)) * 0xbf58476d1ce4e5b9ull;
-    value = (value ^ (value >> 27)) * 0x94d049bb133111ebull;
-    return value ^ (value >> 31);
-}
-
-}  // namespace
 
 size_t WriteHistory::add_file(const std::string& name, uint64_t size) {
     names_.push_back(name);
