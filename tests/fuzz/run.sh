@@ -39,7 +39,7 @@ compiler=("$clang")
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 flags=(-std=gnu++20 -O1 -g1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all
-       -DFMT_HEADER_ONLY -D_FILE_OFFSET_BITS=64 -I"$source/libatomicfs" -I"$source/tests"
+       -DFMT_SHARED -D_FILE_OFFSET_BITS=64 -I"$source/libatomicfs" -I"$source/tests"
        -I"$source" -DATOMIC4_VERSION=\"fuzz\")
 
 for target in "${targets[@]}"; do
@@ -49,7 +49,6 @@ for target in "${targets[@]}"; do
         target=${target%%:*}
     fi
     main=$here/fuzz_$target.cc
-    objects=()
     units=("$main")
     for pattern in $(set -f && sed -n "s|^// sources: *||p" "$main"); do
         # shellcheck disable=SC2206
@@ -60,15 +59,17 @@ for target in "${targets[@]}"; do
     done
     libraries=()
     for library in $(sed -n "s|^// libraries: *||p" "$main"); do libraries+=("$library"); done
+    # The files of a directory as one: in a third of the time.
+    rm -rf "$work/units"
+    mkdir "$work/units"
     for unit in "${units[@]}"; do
-        object=$(realpath -m --relative-to "$source" "$unit")
-        objects+=("$work/${object//\//-}.o")
+        directory=$(dirname "$(realpath --relative-to "$source" "$unit")")
+        echo "#include \"$(realpath "$unit")\"" >>"$work/units/${directory//\//-}.cc"
     done
-    # What another target has compiled already is there.
-    for i in "${!units[@]}"; do
-        [ -e "${objects[$i]}" ] || printf '%s\0-o%s\0' "${units[$i]}" "${objects[$i]}"
+    for unit in "$work"/units/*.cc; do
+        printf '%s\0-o%s\0' "$unit" "${unit%.cc}.o"
     done | xargs -0 -r -n 2 -P "$(nproc)" sh -c '"$@"' - "${compiler[@]}" "${flags[@]}" -c
-    "$clang" "${flags[@]}" "${objects[@]}" "${libraries[@]}" -o "$work/$target"
+    "$clang" "${flags[@]}" "$work"/units/*.o "${libraries[@]}" -lfmt -o "$work/$target"
     mkdir -p "$work/found-$target"
     echo "fuzzing $target for $time s"
     # The corpus in the tree is only read.
