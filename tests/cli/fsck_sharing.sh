@@ -48,13 +48,14 @@ pattern data 64K >data
 pattern plain 12K >plain
 
 for options in "-b 4096" "-b 1024" "-b 4096 -O bigalloc -C 16384"; do
+    # shellcheck disable=SC2086
+    volume sound.img $options
+    before=$(runs_of sound.img /db)
+    block_size=$(dumpe2fs -h sound.img 2>/dev/null | sed -n 's/^Block size: *//p')
+    start=$(jq '.[0].device_offset' <<<"$before")
     for sharers in "low" "high" "low mid high"; do
         for bitmaps in right wrong; do
-            # shellcheck disable=SC2086
-            volume vol.img $options
-            before=$(runs_of vol.img /db)
-            block_size=$(dumpe2fs -h vol.img 2>/dev/null | sed -n 's/^Block size: *//p')
-            start=$(jq '.[0].device_offset' <<<"$before")
+            copy_image sound.img vol.img
             for name in $sharers; do put_extent_at vol.img "$name" $((start / block_size)); done
             for name in low mid high; do
                 debugfs -R "dump $name want_$name" vol.img >/dev/null 2>&1
@@ -118,21 +119,25 @@ cmp data is
 expect_ok fsck.atomic4 -fp vol.img
 
 # --- an xattr block among another file's -------------------------------------------------------------------
-# xattrs_within SHARER DAMAGE MKE2FS-OPTION…: of the atomic file /a, or of an ordinary one, within the atomic
-# file /b, which keeps its bytes; the sharer keeps what stock e2fsck would keep. Where there are checksums, that
-# of the block is wrong (it counts in the place).
+# sound.img: the atomic files /a and /b and an ordinary one, with a block of xattrs each of /a and /plain.
+volume_with_xattrs() {
+    local sharer
+    rm -f sound.img
+    truncate -s 32M sound.img
+    expect_ok mkfs.atomic4 -q -b 1024 "$@" sound.img
+    expect_ok atomic4ctl -d sound.img prealloc /b --size 64K --unit 16K
+    expect_ok atomic4ctl -d sound.img write /b --offset 0 --from data
+    expect_ok atomic4ctl -d sound.img prealloc /a --size 64K --unit 16K
+    debug sound.img "write plain /plain"
+    head -c 300 plain | tr '\n' ' ' >value
+    for sharer in /a /plain; do debug sound.img "ea_set -f value $sharer user.large"; done
+}
+# xattrs_within SHARER DAMAGE: of the atomic file /a, or of an ordinary one, within the atomic file /b, which
+# keeps its bytes; the sharer keeps what stock e2fsck would keep. Where there are checksums, that of the block
+# is wrong (it counts in the place).
 xattrs_within() {
     local sharer=$1 damage=$2 inode before block start
-    shift 2
-    rm -f vol.img
-    truncate -s 32M vol.img
-    expect_ok mkfs.atomic4 -q -b 1024 "$@" vol.img
-    expect_ok atomic4ctl -d vol.img prealloc /b --size 64K --unit 16K
-    expect_ok atomic4ctl -d vol.img write /b --offset 0 --from data
-    expect_ok atomic4ctl -d vol.img prealloc /a --size 64K --unit 16K
-    debug vol.img "write plain /plain"
-    head -c 300 plain | tr '\n' ' ' >value
-    debug vol.img "ea_set -f value $sharer user.large"
+    copy_image sound.img vol.img
     inode=$(inode_of vol.img "$sharer")
     before=$(runs_of vol.img /b)
     block=$(debugfs -R "stat $sharer" vol.img 2>/dev/null | sed -n 's/^File ACL: *\([0-9]*\).*/\1/p')
@@ -163,11 +168,10 @@ xattrs_within() {
     expect_ok fsck.atomic4 -fp vol.img
 }
 for options in "-O metadata_csum" "-O ^metadata_csum" "-I 128 -O metadata_csum" "-I 128 -O ^metadata_csum"; do
+    # shellcheck disable=SC2086
+    volume_with_xattrs $options
     for sharer in /a /plain; do
-        for damage in none magic references length hash; do
-            # shellcheck disable=SC2086
-            xattrs_within $sharer $damage $options
-        done
+        for damage in none magic references length hash; do xattrs_within $sharer $damage; done
     done
 done
 
