@@ -47,7 +47,7 @@ for closed in '<&-' '>&-' '<&- >&- 2>&-'; do
 done
 
 # Without /dev/null: no matter as long as they are open, and said where one is not.
-without_null() { unshare -m sh -c 'mount -t tmpfs none /dev && exec "$@"' sh "$@"; }
+without_null() { unshare -m --propagation slave sh -c 'mount -t tmpfs none /dev && exec "$@"' sh "$@"; }
 expect_ok without_null "$(command -v atomic4ctl)" --version
 expect_status 127 without_null sh -c 'exec "$1" --version <&-' sh "$(command -v atomic4ctl)"
 err_has '^a standard stream is closed, and there is no /dev/null in its place$'

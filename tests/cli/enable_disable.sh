@@ -122,13 +122,13 @@ make_ext4 vol.img 64M -L dbvolume
 if [ -e /etc/fstab ]; then
     for name in "LABEL=dbvolume" "vol.img" "UUID=$(blkid -o value -s UUID vol.img)"; do
         echo "$name /srv/db ext4 noatime 0 2" >fstab
-        expect_ok unshare -m bash -c \
+        expect_ok unshare -m --propagation slave bash -c \
             "mount --bind '$T/fstab' /etc/fstab && exec atomic4ctl enable vol.img"
         err_has "/etc/fstab has a line for this volume with pass number 2: .*Change it to: $name /srv/db atomic4 noatime 0 2\$"
         expect_ok atomic4ctl disable vol.img
     done
     echo "LABEL=dbvolume /srv/db ext4 noatime 0 0" >fstab
-    expect_ok unshare -m bash -c \
+    expect_ok unshare -m --propagation slave bash -c \
         "mount --bind '$T/fstab' /etc/fstab && exec atomic4ctl enable vol.img"
     ! grep -q 'has a line' "$ERR" || die "a warning about a line that is right"
 fi

@@ -164,7 +164,7 @@ for directory in usr bin sbin lib lib64 etc proc dev tmp programs; do debug vol.
 debug vol.img "sif <$db> links_count 7"
 mount -o ro "$loop" mnt
 as_root() {
-    unshare -m sh -euc '
+    unshare -m --propagation slave sh -euc '
         for directory in usr bin sbin lib lib64 etc proc dev; do
             [ ! -e /$directory ] || mount --rbind /$directory mnt/$directory
         done
@@ -208,9 +208,9 @@ printf '#!/bin/sh\necho "e2fsck 1.41.3 (12-Oct-2008)" >&2\n' >tools/e2fsck
 chmod +x tools/e2fsck
 expect_fail 8 'e2fsck is too old' env PATH="$T/tools" "$fsck" -fp free.img
 # Its own mount namespace, in which the one in the system's directories can't be seen.
-without() { unshare -m sh -c 'mount --bind /dev/null "$1" && shift && exec "$@"' sh "$@"; }
+without() { unshare -m --propagation slave sh -c 'mount --bind /dev/null "$1" && shift && exec "$@"' sh "$@"; }
 expect_fail 8 'e2fsck' without "$(readlink -f "$(command -v e2fsck)")" "$fsck" -fp free.img
-without_fuse() { unshare -m sh -c 'mount -t tmpfs none /dev && mknod /dev/null c 1 3 && exec "$@"' sh "$@"; }
+without_fuse() { unshare -m --propagation slave sh -c 'mount -t tmpfs none /dev && mknod /dev/null c 1 3 && exec "$@"' sh "$@"; }
 expect_fail 8 '/dev/fuse' without_fuse "$fsck" -fp free.img
 # Which nobody needs for a volume that is clean.
 expect_ok without_fuse "$fsck" -p free.img

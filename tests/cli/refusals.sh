@@ -54,7 +54,7 @@ for option in rw ro; do
 done
 # Mounted in another mount namespace only.
 mkfifo ready go
-unshare -m bash -c "mount '$loop' mnt; echo ready >ready; read -r _ <go" &
+unshare -m --propagation slave bash -c "mount '$loop' mnt; echo ready >ready; read -r _ <go" &
 helper=$!
 UNDO+=("kill $helper")
 read -r _ <ready

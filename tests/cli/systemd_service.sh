@@ -6,7 +6,7 @@ need_program unshare systemctl systemd-escape fincore jq
 [ -x /lib/systemd/systemd ] || skip "/lib/systemd/systemd is not installed"
 if [ -z "${A4_INSIDE:-}" ]; then
     cd / && rm -r "$T"
-    A4_INSIDE=1 exec unshare --mount --pid --fork --mount-proc --cgroup \
+    A4_INSIDE=1 exec unshare --mount --propagation slave --pid --fork --mount-proc --cgroup \
         bash "$ATOMIC4_SOURCE/tests/cli/systemd_service.sh"
 fi
 
